@@ -1,0 +1,1 @@
+"""The hospital: the only code that touches patient data."""

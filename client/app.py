@@ -1,0 +1,193 @@
+"""The hospital's Flower app: it forwards four requests to the site, and says nothing else.
+
+Code that arrives with a Flower run is never used here: the app bundle carries no code, and this module is the one that
+the hospital installed. Whatever goes wrong becomes a fixed sentence and a correlation id; the detail is written to the
+hospital's own log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.config import SiteConfig, load_site
+from client.site import Site
+from ghostnet import protocol
+from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError
+from ghostnet.plan import Plan, plan_from_dict
+from ghostnet.progress import Progress, silent
+
+MAX_PLAN_CHARACTERS = 100_000
+REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+Handler = Callable[[Site, Plan, str, Message], RecordDict]
+
+
+def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent) -> ClientApp:
+    """The ClientApp of a hospital.
+
+    Args:
+        sites: for simulations alone: the site.toml of each partition. A deployed node names its own in its node
+            config (`site="/path/to/site.toml"`), which always wins.
+        progress: told where long work is; stays on this machine.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, handler: Handler) -> Message:
+        return _answered(message, handler, lambda: _site_of(context, sites), progress)
+
+    @app.query(protocol.JOIN.partition(".")[2])
+    def join(message: Message, context: Context) -> Message:
+        return answer(message, context, _join)
+
+    @app.query(protocol.WARM_START.partition(".")[2])
+    def warm_start(message: Message, context: Context) -> Message:
+        return answer(message, context, _warm_start)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(message, context, _train)
+
+    @app.query(protocol.FINISH.partition(".")[2])
+    def finish(message: Message, context: Context) -> Message:
+        return answer(message, context, _finish)
+
+    return app
+
+
+def _join(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    joined = site.join(plan, run_id, known_head=_text(message, "known-head", limit=64))
+    return _config({"name": joined.name, "public-key": joined.public_key, "ledger-head": joined.ledger_head})
+
+
+def _warm_start(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    return _with_head(site, {protocol.ARRAYS: _record(site.warm_start(plan, run_id))})
+
+
+def _train(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    server_round = int(message.content.config_records[protocol.CONFIG]["server-round"])  # type: ignore[arg-type]
+    generator = site.train(
+        plan, run_id, server_round, _arrays(message, protocol.ARRAYS), _arrays(message, protocol.PUBLIC)
+    )
+    return _with_head(
+        site, {protocol.ARRAYS: _record(generator), protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0})}
+    )
+
+
+def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    counts, statement = site.finish(
+        plan,
+        run_id,
+        _arrays(message, protocol.ARRAYS),
+        _arrays(message, protocol.PUBLIC),
+        _text(message, "weights-sha256", limit=64),
+    )
+    reply = _with_head(site, {protocol.ARRAYS: _record(counts)})
+    reply[protocol.CONFIG]["statement"] = json.dumps(statement)  # type: ignore[index]
+    return reply
+
+
+def _answered(message: Message, handler: Handler, open_site: Callable[[], SiteConfig], progress: Progress) -> Message:
+    correlation_id = secrets.token_hex(4)
+    log = logging.getLogger("client")
+    try:
+        config = open_site()
+        log = _site_log(config.state / "site.log")
+        site = _site(config.source, progress)
+        plan, run_id = _plan_and_run(message)
+        _countersign(site, message)
+        return Message(handler(site, plan, run_id, message), reply_to=message)
+    except (PolicyError, LedgerError) as refusal:
+        log.warning("%s refused: %s", correlation_id, refusal)
+        numbered = REFUSAL_CODE.match(str(refusal))
+        code = numbered.group() if numbered else refusal.__class__.__name__
+        reason = f"the hospital refused the request [{code}]; its log has the reason under {correlation_id}"
+        return Message(Error(code=protocol.REFUSED, reason=reason), reply_to=message)
+    except Exception:
+        log.exception("%s failed", correlation_id)
+        reason = f"the hospital could not answer; its log has the reason under {correlation_id}"
+        return Message(Error(code=protocol.FAILED, reason=reason), reply_to=message)
+
+
+def _countersign(site: Site, message: Message) -> None:
+    """Stores the coordinator's signature under the head that it saw last, when the request carries one."""
+    signature = _text(message, "head-signature", limit=128)
+    if signature:
+        site.countersign(_text(message, "known-head", limit=64), _text(message, "server-key", limit=64), signature)
+
+
+def _plan_and_run(message: Message) -> tuple[Plan, str]:
+    text = _text(message, "plan", limit=MAX_PLAN_CHARACTERS)
+    run_id = _text(message, "run-id", limit=32)
+    if not RUN_ID.fullmatch(run_id):
+        raise FederationError("the run id is not 32 hexadecimal digits")
+    return plan_from_dict(json.loads(text), source="the coordinator's plan"), run_id
+
+
+def _site_of(context: Context, sites: Sequence[Path]) -> SiteConfig:
+    node = context.node_config
+    if "site" in node:
+        return load_site(Path(str(node["site"])))
+    if "partition-id" in node and "num-partitions" in node:  # Flower's simulation runtime
+        named = [Path(part) for part in str(context.run_config.get("sites", "")).split(",") if part]
+        candidates = list(sites) or named
+        if int(node["partition-id"]) < len(candidates):
+            return load_site(candidates[int(node["partition-id"])])
+    raise SiteError("this node names no hospital; start it with --node-config 'site=\"/path/to/site.toml\"'")
+
+
+@lru_cache(maxsize=256)
+def _site(source: Path, progress: Progress) -> Site:
+    return Site(load_site(source), progress=progress)
+
+
+@lru_cache(maxsize=256)
+def _site_log(path: Path) -> logging.Logger:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = logging.getLogger(f"ghostnet.site.{path}")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    path.chmod(0o600)
+    return log
+
+
+def _text(message: Message, key: str, *, limit: int) -> str:
+    value = message.content.config_records[protocol.CONFIG].get(key, "")
+    if not isinstance(value, str) or len(value) > limit:
+        raise FederationError(f"{key} in the request is not a text of at most {limit} characters")
+    return value
+
+
+def _arrays(message: Message, name: str) -> dict[str, np.ndarray]:
+    record = message.content.array_records.get(name)
+    return {} if record is None else {key: value.numpy() for key, value in record.items()}
+
+
+def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({key: Array(value) for key, value in arrays.items()})
+
+
+def _config(values: dict[str, str]) -> RecordDict:
+    return RecordDict({protocol.CONFIG: ConfigRecord(dict(values))})
+
+
+def _with_head(site: Site, records: dict[str, ArrayRecord | MetricRecord]) -> RecordDict:
+    reply = RecordDict(dict(records))
+    reply[protocol.CONFIG] = ConfigRecord({"ledger-head": site.ledger_head()})
+    return reply
+
+
+app = build_app()

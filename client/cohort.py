@@ -1,0 +1,206 @@
+"""A hospital's images as two cohorts of patients: one to train on, one to test on.
+
+Whether an image is taken, in which form and in which part depends on its own patient alone, never on another one:
+that is what lets "one patient more or less" be the unit of privacy. So the same pixels twice are dropped within a
+patient and kept between patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from client.config import SiteConfig
+from client.deidentify.pseudonyms import file_key, in_test_split
+from client.intake.rows import Row, Rows
+from client.intake.sources import dicom_rows, npz_rows
+from client.intake.table import IntakeTable, write_table
+from client.intake.task import Limits
+from client.secrets import load_or_create_secret
+from ghostnet.cohort import Cohort
+from ghostnet.errors import DataError, SiteError
+from ghostnet.plan import ImageSpec
+from ghostnet.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohorts:
+    """A hospital's patients, split; no patient is in both parts.
+
+    Attributes:
+        train: trained on.
+        test: only counted on, for the utility figures; may be empty.
+        table: what intake did.
+    """
+
+    train: Cohort
+    test: Cohort
+    table: IntakeTable
+
+
+def load_cohorts(
+    config: SiteConfig,
+    image: ImageSpec,
+    secret: bytes,
+    progress: Progress = silent,
+    *,
+    limits: Limits | None = None,
+    workers: int | None = None,
+) -> Cohorts:
+    """Takes in a site's images: decoded, without headers and burned-in text, de-noised, in the plan's range and size.
+
+    Writes state/intake.json (counts and codes), state/quarantine.csv (which file has which code) and, for DICOM,
+    state/cache.
+
+    Args:
+        config: the site.
+        image: the plan's image.
+        secret: the site's secret; keys patients, files and the split.
+        progress: called with ("images", done, total).
+        limits: what one DICOM file may cost; None is the default.
+        workers: processes that decode; None is one a core.
+
+    Raises:
+        SiteError: the data or the state folder cannot be read or written.
+        DataError: no image is left to train on, or an array or table does not fit the plan.
+
+    Guarantee:
+        Unit: patient. A patient's rows depend on this patient's files, the plan and the secret only.
+        Not covered: one person under two patient identifiers; refusals of the whole data set.
+    """
+    rows, kept = _take_in(config, image, secret, progress, limits, workers)
+    parts = [[row for row in kept if _is_test(row, config, secret) is test] for test in (False, True)]
+    table = _write_table(config, image, secret, rows, parts)
+    if not parts[0]:
+        codes = ", ".join(f"{code} {count}" for code, count in table.quarantined.items())
+        reasons = codes or "every patient is a test patient"
+        raise DataError(
+            f"no image to train on among {table.found} in [data].path ({reasons}); "
+            f"see {config.state / 'quarantine.csv'} for which file has which code"
+        )
+    train, test = (_cohort(part, image) for part in parts)
+    return Cohorts(train=train, test=test, table=table)
+
+
+def check_site(
+    config: SiteConfig,
+    image: ImageSpec,
+    progress: Progress = silent,
+    *,
+    limits: Limits | None = None,
+    workers: int | None = None,
+) -> IntakeTable:
+    """Takes in a site's images as `load_cohorts` does and says what happened to each, also when none is left.
+
+    What it prepares stays in the cache for the run itself; no privacy budget is touched and nothing is released.
+
+    Raises:
+        SiteError, DataError: as in `load_cohorts`, except for a cohort without images.
+    """
+    config.state.mkdir(parents=True, exist_ok=True)
+    secret = load_or_create_secret(config.state / "secret.key")
+    rows, kept = _take_in(config, image, secret, progress, limits, workers)
+    parts = [[row for row in kept if _is_test(row, config, secret) is test] for test in (False, True)]
+    return _write_table(config, image, secret, rows, parts)
+
+
+def _take_in(
+    config: SiteConfig,
+    image: ImageSpec,
+    secret: bytes,
+    progress: Progress,
+    limits: Limits | None,
+    workers: int | None,
+) -> tuple[Rows, list[Row]]:
+    """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
+    try:
+        config.state.mkdir(parents=True, exist_ok=True)
+        if config.data.kind == "npz":
+            rows = npz_rows(config, image, secret, progress)
+        else:
+            rows = dicom_rows(config, image, secret, progress, limits=limits or Limits(), workers=workers)
+    except OSError as error:
+        raise SiteError(
+            f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "
+            "check space and access, then start again: what was done is kept"
+        ) from None
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for row in rows.taken:
+        pixels = (row.patient, _pixels_digest(row))
+        if pixels not in seen:
+            seen.add(pixels)
+            kept.append(row)
+    return rows, kept
+
+
+def _is_test(row: Row, config: SiteConfig, secret: bytes) -> bool:
+    if row.test is not None:
+        return row.test
+    return in_test_split(secret, row.patient, config.cohort.test_fraction)
+
+
+def _pixels_digest(row: Row) -> str:
+    return hashlib.sha256(row.planes.tobytes()).hexdigest()
+
+
+def _cohort(rows: Sequence[Row], image: ImageSpec) -> Cohort:
+    """Patients in the order of their keys, which says nothing about them; images in the order of the source."""
+    patients = sorted({row.patient for row in rows})
+    index = {patient: i for i, patient in enumerate(patients)}
+    images = torch.empty(len(rows), image.channels + image.mask_channels, image.size, image.size)
+    for i, row in enumerate(rows):
+        images[i] = torch.from_numpy(row.planes)
+    return Cohort(
+        images=images,
+        labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
+        owners=torch.tensor([index[row.patient] for row in rows], dtype=torch.int64),
+        patients=len(patients),
+    )
+
+
+def _write_table(
+    config: SiteConfig, image: ImageSpec, secret: bytes, rows: Rows, parts: Sequence[Sequence[Row]]
+) -> IntakeTable:
+    train, test = parts
+    kept = [*train, *test]
+    patients = [len({row.patient for row in part}) for part in (kept, train, test)]
+    records = [row.record for row in kept if row.record is not None]
+    keys = {path: file_key(secret, path) for path, _ in rows.refused}
+    table = IntakeTable(
+        kind=config.data.kind,
+        found=rows.found,
+        taken=len(kept),
+        from_cache=rows.from_cache,
+        duplicates=len(rows.taken) - len(kept),
+        shared_pixels=_shared_pixels(kept),
+        patients=patients[0],
+        train_patients=patients[1],
+        test_patients=patients[2],
+        train_images=len(train),
+        test_images=len(test),
+        blanked_images=sum(row.blanked > 0 for row in kept),
+        blanked_boxes=sum(row.blanked for row in kept),
+        labels=_counted([image.labels[row.label] for row in kept]),
+        modalities=_counted([record.modality for record in records]),
+        syntaxes=_counted([record.transfer_syntax for record in records]),
+        quarantined=_counted([code.value for _, code in rows.refused]),
+        refused=tuple((keys[path], code.value) for path, code in rows.refused),
+        rows_without_file=rows.rows_without_file,
+    )
+    write_table(config.state, table, {key: path for path, key in keys.items()})
+    return table
+
+
+def _counted(values: Sequence[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _shared_pixels(kept: Sequence[Row]) -> int:
+    """Images whose pixels another patient has too; duplicates within a patient are gone already."""
+    owners = Counter(_pixels_digest(row) for row in kept)
+    return sum(count for count in owners.values() if count > 1)

@@ -1,0 +1,1 @@
+"""Headers, identifiers and burned-in text: what a patient could be known by ends here."""

@@ -1,0 +1,120 @@
+"""What was prepared once is not prepared again. Entries hold pixels, closed-list values and keys: no identifier.
+
+An entry is found by a keyed hash of the source's content, below a folder named after everything that shaped it (the
+plan's image, the site's rules, this code). Entries are written whole or not at all, readable by the site's user only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from client.deidentify.headers import HeaderRecord, record_from_dict
+from client.intake.quarantine import TRANSIENT, Code, Refused
+
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One image as it is kept.
+
+    Attributes:
+        planes: float32 (planes,size,size) in the plan's range.
+        record: the header values that are kept.
+        blanked: boxes of text that were blanked.
+        patient: the patient's key.
+    """
+
+    planes: NDArray[np.float32]
+    record: HeaderRecord
+    blanked: int
+    patient: str
+
+
+class Cache:
+    """One site's prepared images for one set of rules.
+
+    Args:
+        folder: the site's cache folder; made if it is not there.
+        rules: text that determines how a source becomes an entry.
+        shape: (planes,size,size) of every entry.
+    """
+
+    def __init__(self, folder: Path, *, rules: str, shape: tuple[int, ...]) -> None:
+        self._root = folder
+        self._shape = shape
+        self._folder = folder / hashlib.sha256(rules.encode()).hexdigest()[:32]
+        for made in (self._root, self._folder):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made.chmod(0o700)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other process works on this cache; the lock goes with the process that holds it."""
+        with open(os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def load(self, key: str) -> Entry | Code | None:
+        """The entry under a key, the code it was refused with, or None if it is not there or not whole."""
+        try:
+            with safe_open(self._path(key), framework="numpy") as file:
+                kept = json.loads(file.metadata()["entry"])
+                if "code" in kept:
+                    return Code(kept["code"])
+                planes: NDArray[np.float32] = file.get_tensor("planes")
+            entry = Entry(
+                planes=planes,
+                record=record_from_dict(kept["record"]),
+                blanked=int(kept["blanked"]),
+                patient=str(kept["patient"]),
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, Refused):
+            return None
+        whole = planes.shape == self._shape and planes.dtype == np.float32 and bool(np.isfinite(planes).all())
+        return entry if whole else None
+
+    def store(self, key: str, entry: Entry | Code) -> None:
+        """Keeps an entry, or a refusal that would come again; others are not kept."""
+        if isinstance(entry, Code):
+            if entry not in TRANSIENT:
+                self._write(key, {}, {"code": entry.value})
+            return
+        kept = {"record": asdict(entry.record), "blanked": entry.blanked, "patient": entry.patient}
+        self._write(key, {"planes": entry.planes}, kept)
+
+    def forget_all_but(self, keys: Set[str]) -> None:
+        """Removes entries whose source is gone, under whatever rules they were made: a patient may have withdrawn."""
+        for path in self._root.glob(f"*/*{_SUFFIX}*"):
+            if path.name.split(".")[0] not in keys or path.suffix != _SUFFIX:
+                path.unlink(missing_ok=True)
+
+    def _write(self, key: str, arrays: dict[str, NDArray[np.float32]], kept: dict[str, object]) -> None:
+        write_private(self._path(key), save(arrays, metadata={"entry": json.dumps(kept, sort_keys=True)}))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}{_SUFFIX}"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, readable by its owner alone (0600)."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,194 @@
+"""An NPZ file to checked columns: shapes, types and sizes are read before anything is loaded; nothing is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ghostnet.errors import DataError
+from ghostnet.plan import ImageSpec
+
+_MOST_BYTES = 16 << 30
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_WANTED = ("images", "labels", "patient", "masks", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzData:
+    """The checked columns of one file; n rows each.
+
+    Attributes:
+        images: uint8 (n,h,w) or (n,h,w,3).
+        labels: int64 (n,), index into the plan's labels.
+        patients: SENSITIVE: an identifier a row, "" where it is missing; only to be keyed.
+        masks: uint8 (n,h,w), or None.
+        test: bool (n,), rows never trained on; None where the site is to split by patient.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    patients: list[str] = field(repr=False)
+    masks: NDArray[np.uint8] | None
+    test: NDArray[np.bool_] | None
+
+
+def read_npz(path: Path, image: ImageSpec) -> NpzData:
+    """Reads the columns `images`, `labels`, `patient`, `masks` and `split`; others must only be plain arrays.
+
+    Args:
+        path: the file.
+        image: the plan's image; it says how many labels there are and whether masks are needed.
+
+    Raises:
+        DataError: one line that names the column, what it holds and what was expected.
+    """
+    headers = _check_columns(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns: dict[str, NDArray[Any]] = {name: file[name] for name in _WANTED if name in headers}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise _broken(path, error) from None
+    n = len(columns["images"])
+    if n == 0:
+        raise DataError(f"{path}: images has no row; give at least one image")
+    return NpzData(
+        images=columns["images"],
+        labels=_labels(path, columns.get("labels"), n, image),
+        patients=_patients(columns.get("patient"), n),
+        masks=_masks(path, columns.get("masks"), image),
+        test=_test_rows(path, columns.get("split")),
+    )
+
+
+def read_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """Every column of a file with one entry a row, checked as in `read_npz`; for sharing rows out among sites.
+
+    `patient` is always there: without the column each image is a patient of its own.
+
+    Raises:
+        DataError: as in `read_npz`; or a further column has another number of rows.
+    """
+    headers = _check_columns(path)
+    n = headers["images"][0][0]
+    for name, (shape, _) in headers.items():
+        if shape[:1] != (n,):
+            raise DataError(f"{path}: {name} has shape {shape}, images has {n} rows; give every column one entry a row")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns: dict[str, NDArray[Any]] = {name: file[name] for name in headers}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise _broken(path, error) from None
+    return {"patient": np.array(_patients(columns.get("patient"), n)), **columns}
+
+
+def _check_columns(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of every column, read from the members' own headers and checked before anything is allocated."""
+    headers = _read_headers(path)
+    if "images" not in headers:
+        raise DataError(f"{path} has no column images; give uint8 (n,h,w) or (n,h,w,3)")
+    for name, (shape, dtype) in headers.items():
+        if dtype.hasobject:
+            raise DataError(
+                f"{path}: {name} is an object array, which only pickle can read; save it as numbers or text"
+            )
+        if name in _WANTED:
+            _check_column(path, name, shape, dtype, headers["images"][0])
+    total = sum(_bytes(*headers[name]) for name in _WANTED if name in headers)
+    if total > _MOST_BYTES:
+        raise DataError(f"{path} unpacks to {total >> 30} GiB, more than {_MOST_BYTES >> 30}; split it among sites")
+    return headers
+
+
+def _check_column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], images: tuple[int, ...]) -> None:
+    if name == "images":
+        good = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+        good, expected = good and dtype == np.uint8 and min(shape[1:3]) > 0, "uint8 (n,h,w) or (n,h,w,3)"
+    elif name == "masks":
+        good, expected = shape == images[:3] and dtype == np.uint8, f"uint8 {images[:3]}"
+    else:
+        kinds, words = {"labels": ("iu", "whole numbers"), "patient": ("iuU", "text or whole numbers")}.get(
+            name, ("U", "the texts train and test")
+        )
+        good, expected = shape == images[:1] and dtype.kind in kinds, f"{words} ({images[0]},)"
+    if not good:
+        raise DataError(f"{path}: {name} is {dtype} {shape}, not {expected}; save it so")
+
+
+def _read_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                with archive.open(info) as member:
+                    version = npy.read_magic(member)
+                    shape, _, dtype = _HEADERS[version](member, max_header_size=10_000)
+                    held = info.file_size - member.tell()
+                if not dtype.hasobject and held != _bytes(shape, dtype):
+                    raise DataError(f"{path}: {name} says {dtype} {shape} but holds {held} bytes; write the file again")
+                if name in headers:
+                    raise DataError(f"{path}: two columns are called {name}; write the file again")
+                headers[name] = (shape, dtype)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; give the path of an NPZ file") from None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise _broken(path, error) from None
+    return headers
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    total = dtype.itemsize
+    for side in shape:
+        total *= side
+    return total
+
+
+def _broken(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} is not a whole NPZ file of plain arrays ({error.__class__.__name__}); write it with numpy.savez"
+    )
+
+
+def _labels(path: Path, labels: NDArray[Any] | None, n: int, image: ImageSpec) -> NDArray[np.int64]:
+    classes = len(image.labels)
+    if labels is None:
+        if classes > 1:
+            raise DataError(
+                f"{path} has no column labels, and the plan has {classes} labels; add it, or use a plan with one"
+            )
+        return np.zeros(n, np.int64)
+    outside = int(((labels < 0) | (labels >= classes)).sum())
+    if outside:
+        raise DataError(
+            f"{path}: {outside} label(s) are not in 0..{classes - 1}, the plan's {classes} labels; correct them"
+        )
+    return labels.astype(np.int64)
+
+
+def _patients(patients: NDArray[Any] | None, n: int) -> list[str]:
+    """One identifier a row; without the column each image is a patient of its own."""
+    return [f"row {row}" for row in range(n)] if patients is None else [str(patient) for patient in patients]
+
+
+def _masks(path: Path, masks: NDArray[Any] | None, image: ImageSpec) -> NDArray[np.uint8] | None:
+    if not image.mask_channels:
+        return None
+    if masks is None:
+        raise DataError(f"{path} has no column masks, and the plan draws masks; add it, or set image.mask_channels = 0")
+    return masks
+
+
+def _test_rows(path: Path, split: NDArray[Any] | None) -> NDArray[np.bool_] | None:
+    if split is None:
+        return None
+    test: NDArray[np.bool_] = split == "test"
+    other = len(split) - int(test.sum()) - int((split == "train").sum())
+    if other:
+        raise DataError(f'{path}: split has {other} value(s) that are neither "train" nor "test"; correct them')
+    return test

@@ -1,0 +1,51 @@
+"""One image as the cohort sees it, whatever it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.deidentify.headers import HeaderRecord
+from client.intake.quarantine import Code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image that is taken.
+
+    Attributes:
+        planes: float32 (planes,size,size) in the plan's range.
+        label: index into the plan's labels.
+        patient: the patient's key.
+        test: never trained on; None where the site splits by patient.
+        record: header values that are kept; None without a header.
+        blanked: boxes of text that were blanked.
+    """
+
+    planes: NDArray[np.float32]
+    label: int
+    patient: str
+    test: bool | None = None
+    record: HeaderRecord | None = None
+    blanked: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What one reader took and left out.
+
+    Attributes:
+        taken: in the order of the source.
+        refused: (relative path, code); the paths are SENSITIVE.
+        found: files or rows looked at.
+        from_cache: files that were not opened again.
+        rows_without_file: lines of the label table whose image is not there.
+    """
+
+    taken: list[Row]
+    refused: list[tuple[str, Code]]
+    found: int
+    from_cache: int = 0
+    rows_without_file: int = 0

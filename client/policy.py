@@ -1,0 +1,150 @@
+"""What the hospital allows: its own limits, held against a plan before anything private is read.
+
+The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
+runs exactly as it is written. Each refusal has a number (P01 to P13) that may leave the hospital; its text may not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ghostnet.errors import GhostNetError, PolicyError
+from ghostnet.plan import Plan
+from ghostnet.privacy.claim import claim
+
+ANY_PLAN = ("any",)
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
+_MOST_VIEWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """The hospital's limits: table [policy] of site.toml."""
+
+    max_epsilon: float  # most that all runs together may spend of one patient's budget, by PLD
+    delta: float  # at which max_epsilon is counted; a plan's own delta may be smaller
+    min_noise_multiplier: float = 0.3  # least noise of every mechanism that is on
+    max_rounds: int = 1000
+    max_steps: int = 100_000  # discriminator steps of one run
+    max_sampling_rate: float = 0.5
+    approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
+    allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
+
+
+def check_plan(plan: Plan, policy: PolicySpec) -> None:
+    """Refuses a plan that asks for more than the hospital allows.
+
+    Args:
+        plan: the plan as it will run, its noise multiplier filled in (`ghostnet.privacy.claim.resolve`).
+        policy: the hospital's limits.
+
+    Raises:
+        PolicyError: every limit that is broken, each with its number.
+
+    Guarantee:
+        Unit: patient, add/remove one. A plan that passes has, for each mechanism that is on, noise of at least
+        min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon.
+        Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
+    """
+    refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_form(plan, policy)]
+    refusals = refusals or list(_claim(plan))  # the accountant is only asked about numbers that make sense
+    if refusals:
+        raise PolicyError("; ".join(refusals))
+
+
+def _number(value: object) -> float:
+    """The value as a float; NaN, which fails every comparison below, for anything but a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # a whole number beyond every float
+        return math.nan
+
+
+def _budget(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    epsilon, delta = _number(plan.privacy.epsilon), _number(plan.privacy.delta)
+    if not 0 < epsilon <= _number(policy.max_epsilon):
+        yield (
+            f"P01: privacy.epsilon = {plan.privacy.epsilon} is not > 0 and <= {policy.max_epsilon} "
+            "([policy].max_epsilon)"
+        )
+    if not (0 < delta <= _number(policy.delta) and policy.delta < 1):
+        yield f"P02: privacy.delta = {plan.privacy.delta} is not > 0 and <= {policy.delta} ([policy].delta)"
+
+
+def _noise(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    least = _number(policy.min_noise_multiplier)
+    if not least > 0:
+        yield f"P03: [policy].min_noise_multiplier = {policy.min_noise_multiplier} is not > 0; set it in site.toml"
+    wanted = f"is not a finite number >= {policy.min_noise_multiplier} ([policy].min_noise_multiplier)"
+    sigma = plan.privacy.noise_multiplier
+    trains = plan.federation.rounds != 0 or plan.privacy.steps != 0
+    if trains and not _number(sigma) >= least:
+        yield f"P03: privacy.noise_multiplier = {sigma} {wanted}"
+    # 0 switches these two off; nothing is released then.
+    for code, key, value in (
+        ("P04", "warm_start.noise_multiplier", plan.warm_start.noise_multiplier),
+        ("P05", "utility.noise_multiplier", plan.utility.noise_multiplier),
+    ):
+        if not (_number(value) == 0 or _number(value) >= least):
+            yield f"{code}: {key} = {value} is neither 0 (off) nor enough: it {wanted}"
+
+
+def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    rounds, steps = _whole(plan.federation.rounds), _whole(plan.privacy.steps)
+    if not 0 <= rounds <= _number(policy.max_rounds):
+        yield (
+            f"P06: federation.rounds = {plan.federation.rounds} is not a whole number <= {policy.max_rounds} "
+            "([policy].max_rounds)"
+        )
+    if not (0 <= steps <= _number(policy.max_steps) and (steps == 0) == (rounds == 0) and rounds <= steps):
+        yield (
+            f"P07: privacy.steps = {plan.privacy.steps} is not a whole number <= {policy.max_steps} "
+            f"([policy].max_steps) that makes {plan.federation.rounds} rounds"
+        )
+    rate = _number(plan.privacy.sampling_rate)
+    if not (0 < rate <= 1 and rate <= _number(policy.max_sampling_rate)):
+        yield (
+            f"P08: privacy.sampling_rate = {plan.privacy.sampling_rate} is not > 0 and <= {policy.max_sampling_rate} "
+            "([policy].max_sampling_rate)"
+        )
+    images, views = _whole(plan.privacy.images_per_patient), _whole(plan.privacy.views)
+    if not (1 <= images <= _MOST_IMAGES and 1 <= views <= _MOST_VIEWS):
+        yield (
+            f"P09: {plan.privacy.images_per_patient} images and {plan.privacy.views} views a patient are not "
+            f"1 to {_MOST_IMAGES} and 1 to {_MOST_VIEWS}"
+        )
+
+
+def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    if not _number(plan.privacy.clip_norm) > 0:
+        yield f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not a finite number > 0; it bounds no patient"
+    if plan.model.discriminator_norm not in ("none", "group"):
+        yield f"P11: model.discriminator_norm = {plan.model.discriminator_norm!r} couples patients; use none or group"
+    if plan.federation.share != "generator":
+        yield f"P11: federation.share = {plan.federation.share!r} is not something that this hospital releases"
+    if not _is_approved(plan, policy.approved_plans):
+        yield "P12: nobody here has approved this plan; add its hash to [policy].approved_plans once you have read it"
+    if plan.utility.real_reference is not False and policy.allow_real_reference is not True:
+        yield "P13: utility.real_reference asks for figures outside the budget ([policy].allow_real_reference = false)"
+
+
+def _is_approved(plan: Plan, approved: tuple[str, ...]) -> bool:
+    """Whether a plan is on the list; "any" opens the list only when it stands alone."""
+    return approved == ANY_PLAN or plan.hash() in {entry for entry in approved if _HASH.fullmatch(entry)}
+
+
+def _claim(plan: Plan) -> Iterator[str]:
+    try:
+        claim(plan)
+    except (GhostNetError, ArithmeticError, ValueError) as error:
+        yield f"P01: the plan costs more than it says, or its cost cannot be computed: {error}"
+
+
+def _whole(value: object) -> float:
+    return _number(value) if isinstance(value, int) else math.nan

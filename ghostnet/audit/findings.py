@@ -1,0 +1,22 @@
+"""What a check of a mechanism found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        check: name of the check.
+        passed: whether the property held.
+        value: the statistic that was compared.
+        detail: one sentence with the figure and what it was compared to.
+    """
+
+    check: str
+    passed: bool
+    value: float
+    detail: str

@@ -1,0 +1,116 @@
+"""Audit of a hospital's ledger: verified first, then told as a table of runs and what each left of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
+from ghostnet.privacy.chain import Entry
+from ghostnet.privacy.composition import compose
+from ghostnet.privacy.ledger import verify_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpend:
+    """One run's row: its events, its requests and epsilon by both accountants."""
+
+    run_id: str
+    plan_hash: str
+    reserved: str  # time of the reservation, UTC
+    events: tuple[Event, ...]
+    epsilon_pld: float  # of this run alone
+    epsilon_rdp: float
+    epsilon_pld_after: float  # of all runs up to this one
+    epsilon_rdp_after: float
+    limit: float  # the hospital's max_epsilon at that time
+    delta: float
+    committed: tuple[str, ...]  # requests that were answered
+    spent_unanswered: tuple[str, ...]  # requests that began and never committed: a crash, or one at work now
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerAudit:
+    """What `ghostnet audit ledger` prints; epsilon is per patient, adjacency add/remove one patient."""
+
+    site: str
+    head: str
+    entries: int
+    unit: str
+    adjacency: str
+    runs: tuple[RunSpend, ...]
+    epsilon_pld: float  # of all runs together, at the last run's delta; 0 without a run
+    epsilon_rdp: float
+    left: float | None  # of the last run's limit; None without a run
+    countersigned: tuple[tuple[str, str], ...]  # (server's public key, head it has seen), oldest first
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists and numbers, for JSON."""
+        rows = []
+        for run in self.runs:
+            row = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(run).items()}
+            rows.append({**row, "events": [event_to_dict(event) for event in run.events]})
+        countersigned = [{"server": server, "head": head} for server, head in self.countersigned]
+        return {**vars(self), "runs": rows, "countersigned": countersigned}
+
+
+def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
+    """Verifies a ledger and adds up what was spent on what.
+
+    Args:
+        path: a ledger.sqlite; it is only read.
+        known_heads: heads that a coordinator has seen; each must be in the ledger.
+
+    Raises:
+        LedgerError: the ledger does not hold; the message names the first bad entry.
+    """
+    entries = verify_ledger(path, known_heads=known_heads)
+    begun, committed = _requests(entries, "begin"), _requests(entries, "commit")
+    runs = tuple(_row(entry.fields, begun, committed) for entry in entries if entry.kind == "reserve")
+    last = runs[-1] if runs else None
+    first = entries[0].fields
+    return LedgerAudit(
+        site=first["site"],
+        head=entries[-1].hash,
+        entries=len(entries),
+        unit=first["unit"],
+        adjacency=first["adjacency"],
+        runs=runs,
+        epsilon_pld=last.epsilon_pld_after if last else 0.0,
+        epsilon_rdp=last.epsilon_rdp_after if last else 0.0,
+        left=max(last.limit - last.epsilon_pld_after, 0.0) if last else None,
+        countersigned=tuple((e.fields["server"], e.fields["head"]) for e in entries if e.kind == "countersign"),
+    )
+
+
+def _requests(entries: Sequence[Entry], kind: str) -> dict[str, tuple[str, ...]]:
+    requests: dict[str, tuple[str, ...]] = {}
+    for entry in entries:
+        if entry.kind == kind:
+            run = entry.fields["run"]
+            requests[run] = (*requests.get(run, ()), str(entry.fields["request"]))
+    return requests
+
+
+def _row(
+    fields: Mapping[str, Any], begun: Mapping[str, tuple[str, ...]], committed: Mapping[str, tuple[str, ...]]
+) -> RunSpend:
+    events = tuple(event_from_dict(event) for event in fields["events"])
+    pld, rdp = compose(events, fields["delta"])
+    answered = committed.get(fields["run"], ())
+    return RunSpend(
+        run_id=fields["run"],
+        plan_hash=fields["plan_hash"],
+        reserved=fields["time"],
+        events=events,
+        epsilon_pld=pld,
+        epsilon_rdp=rdp,
+        epsilon_pld_after=fields["epsilon_pld"],
+        epsilon_rdp_after=fields["epsilon_rdp"],
+        limit=fields["epsilon"],
+        delta=fields["delta"],
+        committed=answered,
+        spent_unanswered=tuple(request for request in begun.get(fields["run"], ()) if request not in answered),
+    )

@@ -1,0 +1,5 @@
+"""`python -m ghostnet.cli`."""
+
+from ghostnet.cli.main import main
+
+main()

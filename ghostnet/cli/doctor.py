@@ -1,0 +1,96 @@
+"""`ghostnet doctor`: what this machine has and lacks, in words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+
+from ghostnet.cli.console import results
+from ghostnet.errors import MissingDependencyError
+
+NEEDED_DISK_GB = 2
+OPTIONAL = {
+    "rapidocr_onnxruntime": "finds burned-in text; without it DICOM sites need [deidentify].burned_in = 'trust'",
+    "ray": "`--engine ray` needs it: pip install 'ghostnet[ray]'",
+    "gdcm": "decodes JPEG and JPEG-LS: pip install python-gdcm",
+    "openjpeg": "decodes JPEG 2000: pip install pylibjpeg-openjpeg",
+    "nibabel": "writes NIfTI: pip install nibabel",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    good: bool
+    required: bool
+    detail: str
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Say what is missing on this machine and what to do about it.
+
+    Exit code 12 when something that training needs is missing.
+    """
+    findings = examine()
+    if as_json:
+        results.print_json(data=[vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok     " if finding.good else "MISSING" if finding.required else "absent "
+            results.print(f"{mark} {finding.name}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)
+    missing = [finding.name for finding in findings if finding.required and not finding.good]
+    if missing:
+        raise MissingDependencyError(f"missing: {', '.join(missing)}; see the lines above")
+
+
+def examine() -> list[Finding]:
+    """Looks at Python, torch, the GPU, the libraries, the disk and Flower's telemetry switch."""
+    gpu = torch.cuda.is_available()
+    free_gb = shutil.disk_usage(".").free / 1e9
+    told = os.environ.get("FLWR_TELEMETRY_ENABLED") != "0"
+    return [
+        Finding(name="python", good=True, required=True, detail=platform.python_version()),
+        Finding(
+            name="torch", good=True, required=True, detail=f"{torch.__version__}, {torch.get_num_threads()} threads"
+        ),
+        Finding(
+            name="gpu",
+            good=gpu,
+            required=False,
+            detail=torch.cuda.get_device_name(0) if gpu else "none; training runs on the CPU",
+        ),
+        *[_library(name, "required", required=True) for name in ("flwr", "opacus", "dp_accounting", "pydicom")],
+        *[_library(name, why, required=False) for name, why in OPTIONAL.items()],
+        Finding(
+            name="disk",
+            good=free_gb > NEEDED_DISK_GB,
+            required=True,
+            detail=f"{free_gb:.0f} GB free, {NEEDED_DISK_GB} needed",
+        ),
+        Finding(
+            name="telemetry",
+            good=not told,
+            required=False,
+            detail="Flower's telemetry is on; set FLWR_TELEMETRY_ENABLED=0" if told else "off",
+        ),
+    ]
+
+
+def _library(name: str, absent: str, *, required: bool) -> Finding:
+    found = importlib.util.find_spec(name) is not None
+    return Finding(name=name, good=found, required=required, detail=_version(name) if found else absent)
+
+
+def _version(name: str) -> str:
+    distributions = importlib.metadata.packages_distributions().get(name, [name])
+    return importlib.metadata.version(distributions[0])

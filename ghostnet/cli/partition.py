@@ -1,0 +1,118 @@
+"""One NPZ file shared out among simulated hospitals, each written as a site of its own.
+
+Patients are never split between hospitals. The shares depend on the plan's public seed alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from client.intake.npz import read_columns
+from ghostnet.errors import DataError
+from ghostnet.plan import Plan
+
+SITE_TOML = """\
+# Written by `ghostnet simulate --data`: one simulated hospital.
+name = "{name}"
+
+[data]
+kind = "npz"
+path = "data.npz"
+
+[policy]
+max_epsilon = {epsilon!r}   # per patient, over all runs
+delta = {delta!r}
+allow_real_reference = {reference}
+"""
+
+
+def write_sites(
+    folder: Path, data: Path, sites: int, partition: str, plan: Plan, *, resume: bool = False
+) -> list[Path]:
+    """Writes one folder a hospital with its part of the file and a site.toml.
+
+    Args:
+        folder: where the hospitals' folders go.
+        data: the NPZ file.
+        sites: number of hospitals; ignored by `column:NAME`, which makes one for each value.
+        partition: "iid", "dirichlet:ALPHA" (labels skewed) or "column:NAME".
+        plan: its epsilon and delta become the simulated hospitals' own limits; its seed decides the shares.
+        resume: keep folders that an earlier attempt wrote.
+
+    Returns:
+        The site.toml files.
+
+    Raises:
+        DataError: the file or the partition cannot be used.
+    """
+    if resume and folder.exists():
+        return sorted(folder.glob("*/site.toml"))
+    columns = read_columns(data)
+    shares = _shares(columns, sites, partition, np.random.default_rng(plan.seed))
+    files = []
+    for name, rows in shares.items():
+        site = folder / name
+        site.mkdir(parents=True, mode=0o700)
+        np.savez(site / "data.npz", **{key: values[rows] for key, values in columns.items()})
+        text = SITE_TOML.format(
+            name=name,
+            epsilon=plan.privacy.epsilon,
+            delta=plan.privacy.delta,
+            reference=str(plan.utility.real_reference).lower(),
+        )
+        (site / "site.toml").write_text(text)
+        files.append(site / "site.toml")
+    return files
+
+
+def _shares(
+    columns: dict[str, np.ndarray], sites: int, partition: str, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Row numbers of each hospital, by name."""
+    kind, _, argument = partition.partition(":")
+    if kind == "column":
+        if argument not in columns:
+            raise DataError(f"--partition column:{argument}: the file has no such column; it has {', '.join(columns)}")
+        values, of_row = np.unique(columns[argument], return_inverse=True)
+        return {_name(str(value)): np.flatnonzero(of_row == i) for i, value in enumerate(values)}
+    patients, first, of_row = np.unique(columns["patient"], return_index=True, return_inverse=True)
+    if kind == "iid" and not argument:
+        site_of_patient = rng.permutation(len(patients)) % sites
+    elif kind == "dirichlet":
+        labels = columns["labels"][first] if "labels" in columns else np.zeros(len(patients), dtype=np.int64)
+        site_of_patient = _skewed(labels, sites, _alpha(argument), rng)
+    else:
+        raise DataError(f"--partition {partition!r} is not iid, dirichlet:ALPHA or column:NAME")
+    shares = {f"site-{i + 1}": np.flatnonzero(site_of_patient[of_row] == i) for i in range(sites)}
+    for name, rows in shares.items():
+        if not len(rows):
+            raise DataError(f"--partition {partition} leaves {name} of {sites} without a patient; use fewer hospitals")
+    return shares
+
+
+def _skewed(labels: np.ndarray, sites: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Hospital of each patient; a patient's label decides by Dirichlet(alpha) shares (Hsu, Qi and Brown 2019)."""
+    site_of_patient = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_label = np.flatnonzero(labels == label)
+        site_of_patient[of_label] = rng.choice(sites, size=len(of_label), p=rng.dirichlet([alpha] * sites))
+    return site_of_patient
+
+
+def _alpha(argument: str) -> float:
+    try:
+        alpha = float(argument)
+    except ValueError:
+        alpha = float("nan")
+    if not 0 < alpha < float("inf"):
+        raise DataError(f"--partition dirichlet:{argument}: {argument!r} is not a number > 0; try dirichlet:0.5")
+    return alpha
+
+
+def _name(value: str) -> str:
+    cleaned = "".join(c if c.isalnum() else "-" for c in value.lower()).strip("-")[:32]
+    if not cleaned:
+        raise DataError(f"--partition column: the value {value!r} cannot name a hospital; use letters and digits")
+    return cleaned

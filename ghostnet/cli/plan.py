@@ -1,0 +1,72 @@
+"""`ghostnet plan`: what a plan costs, before any data is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ghostnet import warm_start
+from ghostnet.cli.console import results
+from ghostnet.models import build_discriminator, build_generator
+from ghostnet.plan import Plan, load_plan
+from ghostnet.privacy.accounting import event_to_dict
+from ghostnet.privacy.claim import claim, plan_events, resolve
+
+app = typer.Typer(help="Check what a plan promises and costs.", no_args_is_help=True)
+
+FLOAT_BYTES = 4
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `check` a subcommand while it is the only one."""
+
+
+@app.command("check")
+def check(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.toml")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Epsilon per patient, steps, noise and traffic of a plan; reads no data.
+
+    Exit code 3 when the plan cannot be run (docs/exit-codes.md).
+    """
+    cost = plan_cost(resolve(load_plan(plan_file)))
+    if as_json:
+        results.print_json(data=cost)
+        return
+    table = Table("", "", show_header=False, box=None)
+    for key, value in cost.items():
+        if key != "events":
+            table.add_row(key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
+    results.print(table)
+
+
+def plan_cost(plan: Plan) -> dict[str, object]:
+    """What a resolved plan promises each patient and asks of each hospital."""
+    promised = claim(plan)
+    generator, discriminator = build_generator(plan), build_discriminator(plan)
+    weights = sum(p.numel() for p in generator.parameters()) + sum(b.numel() for b in generator.buffers())
+    embedding = warm_start.embedding_size(plan) if plan.warm_start.noise_multiplier > 0 else 0
+    return {
+        "name": plan.name,
+        "hash": plan.hash(),
+        "epsilon_pld": promised.epsilon_pld,
+        "epsilon_rdp": promised.epsilon_rdp,
+        "delta": promised.delta,
+        "unit": promised.unit,
+        "adjacency": promised.adjacency,
+        "hospitals_per_patient": plan.federation.hospitals_per_patient,
+        "epsilon_all_hospitals": promised.epsilon_pld_all_hospitals,
+        "noise_multiplier": plan.privacy.noise_multiplier,
+        "sampling_rate": plan.privacy.sampling_rate,
+        "discriminator_steps": plan.privacy.steps,
+        "rounds": plan.federation.rounds,
+        "generator_parameters": sum(p.numel() for p in generator.parameters()),
+        "discriminator_parameters": sum(p.numel() for p in discriminator.parameters()),
+        "upload_MB_per_hospital": FLOAT_BYTES * (weights * plan.federation.rounds + embedding) / 1e6,
+        "events": [event_to_dict(event) for event in plan_events(plan)],
+    }

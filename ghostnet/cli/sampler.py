@@ -1,0 +1,67 @@
+"""`ghostnet sample` and `ghostnet verify`: for whoever receives a sampler."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ghostnet.cli.console import errors, progress_bars, results
+from ghostnet.errors import VerifyError
+from ghostnet.export.images import write_images
+from ghostnet.privacy.certificate import verify_sampler
+from ghostnet.sampler import Sampler
+
+Folder = Annotated[Path, typer.Argument(metavar="SAMPLER", help="Folder of a published sampler.")]
+
+
+class Format(StrEnum):
+    """File formats of synthetic images."""
+
+    PNG = "png"
+    NPZ = "npz"
+    DICOM = "dicom"
+    NIFTI = "nifti"
+
+
+def sample(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new.")],
+    n: Annotated[int, typer.Option("-n", help="Number of images.", min=1)] = 16,
+    label: Annotated[str | None, typer.Option(help="Name of a class; by default the plan's public shares.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same images.", min=0)] = 0,
+    image_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.PNG,
+) -> None:
+    """Draw synthetic images from a sampler; DICOM files are marked as synthetic."""
+    sampler = Sampler.load(folder)
+    with progress_bars() as progress:
+        write_images(sampler, n=n, label=label, seed=seed, image_format=image_format.value, out=out, progress=progress)
+    results.print(f"{n} images: {out}", highlight=False, soft_wrap=True)
+
+
+def verify(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Check a sampler's certificate offline: hashes, signatures, and epsilon recomputed.
+
+    Exit code 9 when a check fails; the checks that failed are named.
+    """
+    checks = verify_sampler(folder)
+    failed = [check.name for check in checks if not check.passed]
+    if as_json:
+        results.print_json(
+            data={
+                "passed": not failed,
+                "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
+            }
+        )
+    else:
+        for check in checks:
+            mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+            results.print(f"{mark}  {check.name}: {check.detail}", highlight=False, soft_wrap=True)
+    if failed:
+        raise VerifyError(f"{folder} does not hold: {', '.join(failed)} failed; do not rely on its certificate")
+    errors.print(f"{folder}: every check holds", highlight=False)

@@ -1,0 +1,59 @@
+"""`ghostnet site`: for the hospital. A dry run of intake, and what the ledger has spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from client.cohort import check_site
+from client.config import load_site
+from ghostnet.audit.ledger import audit_ledger
+from ghostnet.cli.console import progress_bars, results
+from ghostnet.plan import load_plan
+
+app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
+
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("check")
+def check(
+    site_file: SiteFile,
+    plan_file: Annotated[Path, typer.Option("--plan", help="The plan whose image size and labels to check against.")],
+    as_json: AsJson = False,
+) -> None:
+    """Dry run of intake: what would be taken, refused and blanked. Spends nothing and sends nothing."""
+    config = load_site(site_file)
+    with progress_bars() as progress:
+        table = check_site(config, load_plan(plan_file).image, progress)
+    print_nested(table.to_dict(), as_json=as_json)
+
+
+@app.command("budget")
+def budget(site_file: SiteFile, as_json: AsJson = False) -> None:
+    """What the ledger has spent, on what, and what is left."""
+    config = load_site(site_file)
+    report = audit_ledger(config.ledger_path)
+    print_nested({**report.to_dict(), "limit": config.policy.max_epsilon}, as_json=as_json)
+
+
+def print_nested(values: dict[str, object], *, as_json: bool) -> None:
+    """Prints a report as JSON or as an indented table."""
+    if as_json:
+        results.print_json(data=values)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            table.add_row(key, "")
+            for inner, number in value.items():
+                table.add_row(f"  {inner}", str(number))
+        elif isinstance(value, list):
+            table.add_row(key, "\n".join(str(entry) for entry in value))
+        else:
+            table.add_row(key, str(value))
+    results.print(table)

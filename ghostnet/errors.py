@@ -1,0 +1,71 @@
+"""What can go wrong, each with the exit code that `ghostnet` ends with (docs/exit-codes.md).
+
+Messages say what was given, what was expected and what to do. They are shown to the person at the keyboard; nothing
+that a hospital sends to a coordinator is built from them (see `client.app`).
+"""
+
+
+class GhostNetError(Exception):
+    """A problem that a person can fix; shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class PlanError(GhostNetError):
+    """A plan.toml that cannot be run."""
+
+    exit_code = 3
+
+
+class SiteError(GhostNetError):
+    """A site.toml, or the folder it names, that cannot be used."""
+
+    exit_code = 4
+
+
+class DataError(GhostNetError):
+    """Images, labels or arrays that cannot be trained on."""
+
+    exit_code = 5
+
+
+class PolicyError(GhostNetError):
+    """The hospital's own limits refuse the plan."""
+
+    exit_code = 6
+
+
+class BudgetError(PolicyError):
+    """The request would spend more than the ledger has left."""
+
+    exit_code = 7
+
+
+class LedgerError(GhostNetError):
+    """The ledger is damaged, rolled back, forked or in use by another process."""
+
+    exit_code = 8
+
+
+class VerifyError(GhostNetError):
+    """A sampler whose certificate does not hold; the message names the check."""
+
+    exit_code = 9
+
+
+class FederationError(GhostNetError):
+    """A run that cannot go on: too few hospitals answered, or one answered with something else than asked."""
+
+    exit_code = 10
+
+
+class RunFolderError(GhostNetError):
+    """The output folder is in use, or holds another run."""
+
+    exit_code = 11
+
+
+class MissingDependencyError(GhostNetError):
+    """An optional part is not installed on this machine."""
+
+    exit_code = 12

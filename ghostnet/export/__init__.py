@@ -1,0 +1,1 @@
+"""Samples in the formats that others read: PNG, NPZ, DICOM and NIfTI."""

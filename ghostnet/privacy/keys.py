@@ -1,0 +1,127 @@
+"""Signatures: one Ed25519 key a party, over canonical JSON.
+
+A hospital signs what it released; the coordinator signs the ledger heads it has seen and the certificate. The private
+key stays in one file that only its owner can read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ghostnet.errors import SiteError
+
+_PUBLIC = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """The one byte form of a JSON document: sorted keys, no spaces, ASCII, shortest floats, no NaN or infinity.
+
+    Raises:
+        ValueError: the document holds NaN, an infinity or something that JSON has no form for.
+    """
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"document is not plain JSON: {error}") from None
+    return text.encode("ascii")
+
+
+def load_or_create_key(path: Path) -> Ed25519PrivateKey:
+    """Reads the private key at `path`, or makes one there (PKCS#8 PEM, mode 0600, never overwritten).
+
+    Raises:
+        SiteError: the file cannot be read or written, is not an Ed25519 key, or other users can read it.
+    """
+    try:
+        if not path.exists():
+            _create(path)
+        return _load(path)
+    except OSError as error:
+        raise SiteError(
+            f"key {path} cannot be read or made ({error.strerror}); give a folder that this user owns"
+        ) from None
+
+
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public half, 64 hex digits."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def sign(key: Ed25519PrivateKey, document: Mapping[str, Any]) -> str:
+    """Ed25519 (RFC 8032) signature of the document's canonical JSON, 128 hex digits."""
+    return key.sign(canonical_json(document)).hex()
+
+
+def verify(public: str, document: Mapping[str, Any], signature: str) -> bool:
+    """True if `signature` is `public`'s over `document`; False for anything else, malformed input included.
+
+    Upper-case hex is refused too, so that a signed document has one byte form.
+    """
+    if not (isinstance(public, str) and isinstance(signature, str)):
+        return False
+    if not (_PUBLIC.fullmatch(public) and _SIGNATURE.fullmatch(signature)):
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(
+            bytes.fromhex(signature), canonical_json(document)
+        )
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def head_document(*, site: str, head: str) -> dict[str, str]:
+    """What a coordinator signs to countersign a hospital's ledger: the hospital's name and its ledger's head."""
+    return {"document": "ghostnet ledger head", "head": head, "site": site}
+
+
+def _load(path: Path) -> Ed25519PrivateKey:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise SiteError(f"key {path} has mode {mode:04o}: other users can read it; run: chmod 600 {path}")
+        data = file.read(65536)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise SiteError(f"key {path} is not an unencrypted PEM private key; restore it from a backup") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SiteError(f"key {path} is not an Ed25519 key; move it away and a new one is made")
+    return key
+
+
+def _create(path: Path) -> None:
+    """Writes a fresh key beside `path` and links it in place: of two processes that race here, one key wins whole."""
+    data = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(fresh, path)
+    except FileExistsError:
+        pass  # the other process was first; its key is the one that is read
+    finally:
+        fresh.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

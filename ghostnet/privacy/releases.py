@@ -1,0 +1,63 @@
+"""Releases that are one noisy sum over all patients: the warm start's embeddings, the utility figures' counts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ghostnet.errors import PlanError
+from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid, to_grid
+
+_CHUNK_NUMBERS = 1 << 22  # numbers of the vectors in work at once: 32 MiB in float64
+
+
+def noisy_sum(vectors: torch.Tensor, *, norm_bound: float, noise_multiplier: float, entropy: Entropy) -> torch.Tensor:
+    """Clips each patient's vector, sums, and adds Gaussian noise once.
+
+    Rows are clipped in float64 and summed as integers on the noise's grid, so the sum is exact and one patient's part
+    of it does not depend on the others, as it would in a floating-point sum (Casacuberta et al., arXiv 2207.10635).
+
+    Args:
+        vectors: float (patients, d); one row a patient. A row with a NaN or an infinity counts as zero. There may be
+            no rows: the release is then noise alone.
+        norm_bound: PUBLIC bound on a row's L2 norm; longer rows are scaled down to it.
+        noise_multiplier: PUBLIC sigma; the noise has standard deviation norm_bound * sigma.
+        entropy: where the noise comes from.
+
+    Returns:
+        Float32 (d,): the noisy sum, not divided by anything.
+
+    Raises:
+        PlanError: norm_bound or noise_multiplier is not a finite number > 0, or the release is finer than the grid.
+        ValueError: vectors is not a floating-point matrix.
+
+    Guarantee:
+        Unit: patient, add/remove one. Sensitivity: norm_bound (L2). One Gaussian release of this noise multiplier.
+        Assumes: one row holds all that a patient contributes; d, norm_bound and noise_multiplier are public.
+        Not covered: charging the ledger, which the caller does first; the time taken, which grows with the patients.
+    """
+    if vectors.dim() != 2 or not vectors.is_floating_point():
+        raise ValueError(f"vectors is {vectors.dtype} of shape {tuple(vectors.shape)}; give floats (patients, d)")
+    for name, value in (("norm_bound", norm_bound), ("noise_multiplier", noise_multiplier)):
+        if isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+            raise PlanError(f"{name} = {value!r} is not a finite number > 0; nothing is released without noise")
+    coordinates = vectors.shape[1]
+    check_grid(noise_multiplier, coordinates)
+    std = norm_bound * noise_multiplier
+    total = torch.zeros(coordinates, dtype=torch.int64)
+    chunk = max(1, _CHUNK_NUMBERS // max(1, coordinates))
+    for start in range(0, len(vectors), chunk):
+        rows = _clip_rows(vectors[start : start + chunk], norm_bound)
+        total += to_grid(rows, std=std).sum(dim=0)
+    return add_gaussian(total, std=std, entropy=entropy)
+
+
+def _clip_rows(rows: torch.Tensor, norm_bound: float) -> torch.Tensor:
+    """Float64 (rows, d), each row of norm <= norm_bound; rows that are not finite become zero."""
+    rows = rows.detach().cpu().double()
+    finite = torch.isfinite(rows).all(dim=1, keepdim=True)
+    # Entries that large come from float64 only; without the clamp their squares would overflow.
+    rows = rows.masked_fill(~finite, 0.0).clamp_(-1e150, 1e150)
+    norms = rows.square().sum(dim=1, keepdim=True).sqrt()  # (rows, 1)
+    return rows * (norm_bound / norms).clamp_(max=1.0)

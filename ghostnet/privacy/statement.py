@@ -1,0 +1,129 @@
+"""What one hospital signs about a run, and what a plan says was done to each patient."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ghostnet.errors import VerifyError
+from ghostnet.plan import Plan
+from ghostnet.privacy import keys
+from ghostnet.privacy.accounting import Event, epsilon_pld, epsilon_rdp, event_to_dict, repeat_for_hospitals
+from ghostnet.privacy.chain import ADJACENCY, UNIT
+from ghostnet.privacy.claim import plan_events
+
+MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
+SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
+NOT_COVERED = (
+    "other runs on the same patients: only the hospital's own ledger adds them up",
+    "a patient seen by more hospitals than the plan's hospitals_per_patient",
+    "what a hospital's software released if it was not this code, unchanged",
+    "facts about a population that hold whether or not any one patient took part",
+)
+
+SiteStatement = dict[str, Any]  # the keys of STATEMENT_KEYS
+STATEMENT_KEYS = frozenset(
+    "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta ledger_head public_key signature".split()
+)
+
+
+def site_statement(
+    *, site: str, run_id: str, plan: Plan, weights_sha256: str, ledger_head: str, key: Ed25519PrivateKey
+) -> SiteStatement:
+    """What one hospital signs about its part in a run.
+
+    Args:
+        site: the hospital's name.
+        run_id: the run, as in its ledger.
+        plan: the resolved plan that it ran.
+        weights_sha256: SHA-256 of the published model.safetensors.
+        ledger_head: the ledger's head after the run's last commit.
+        key: the hospital's key.
+
+    Guarantee:
+        Unit: patient, add/remove one. Says what the plan's events cost together at one hospital.
+        Not covered: see NOT_COVERED.
+    """
+    events = tuple(plan_events(plan))
+    pld, rdp = events_epsilons(events, plan.privacy.delta)
+    statement: SiteStatement = {
+        "site": site,
+        "run_id": run_id,
+        "plan_hash": plan.hash(),
+        "weights_sha256": weights_sha256,
+        "events": [event_to_dict(event) for event in events],
+        "epsilon_pld": pld,
+        "epsilon_rdp": rdp,
+        "delta": plan.privacy.delta,
+        "ledger_head": ledger_head,
+        "public_key": keys.public_hex(key),
+    }
+    return {**statement, "signature": keys.sign(key, statement)}
+
+
+def mechanism(plan: Plan) -> dict[str, Any]:
+    """The certificate's words and numbers about what was done to each patient; they follow from the plan alone."""
+    privacy = plan.privacy
+    return {
+        "unit": UNIT,
+        "adjacency": ADJACENCY,
+        "mechanism": MECHANISM,
+        "sampling": SAMPLING,
+        "noise_multiplier": privacy.noise_multiplier,
+        "sampling_rate": privacy.sampling_rate,
+        "steps": privacy.steps,
+        "clip_norm": privacy.clip_norm,
+        "delta": privacy.delta,
+        "events": [event_to_dict(event) for event in plan_events(plan)],
+        "hospitals_per_patient": plan.federation.hospitals_per_patient,
+        "composition": {
+            "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
+            "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
+        },
+        "not_covered": list(NOT_COVERED),
+    }
+
+
+def plan_epsilons(plan: Plan) -> dict[str, float]:
+    """Epsilon of one patient, at one hospital and at hospitals_per_patient of them, by both accountants.
+
+    Raises:
+        VerifyError: it is not finite (no noise).
+    """
+    events, delta = tuple(plan_events(plan)), plan.privacy.delta
+    everywhere = tuple(repeat_for_hospitals(events, plan.federation.hospitals_per_patient))
+    pld, rdp = events_epsilons(events, delta)
+    pld_everywhere, rdp_everywhere = events_epsilons(everywhere, delta)
+    return {
+        "epsilon_pld": pld,
+        "epsilon_rdp": rdp,
+        "epsilon_pld_all_hospitals": pld_everywhere,
+        "epsilon_rdp_all_hospitals": rdp_everywhere,
+    }
+
+
+def events_epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:
+    """Epsilon of the events by PLD and by RDP; VerifyError where it is not finite (no noise)."""
+    pld, rdp = float(epsilon_pld(events, delta)), float(epsilon_rdp(events, delta))
+    if not (math.isfinite(pld) and math.isfinite(rdp)):
+        raise VerifyError(f"epsilon is {pld} by PLD and {rdp} by RDP; a certificate needs finite ones")
+    return pld, rdp
+
+
+def code_version() -> str:
+    """The package's version and a hash of its shared source, so that a changed mechanism shows."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    try:
+        version = importlib.metadata.version("ghostnet")
+    except importlib.metadata.PackageNotFoundError:  # run from a source folder
+        version = "source"
+    return f"{version}+{digest.hexdigest()[:16]}"

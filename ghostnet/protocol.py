@@ -1,0 +1,27 @@
+"""What a coordinator may ask of a hospital, and the names in the messages that carry it.
+
+The coordinator can only ask for these four things. Each answer consists of released values only: a ledger head, a
+noised sum, generator weights, noised counts, and a signed statement.
+"""
+
+from __future__ import annotations
+
+JOIN = "query.join"  # the plan -> the hospital reserves the whole run's cost and answers with its ledger head
+WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
+TRAIN = "train"  # generator weights, released mean -> generator weights after local DP-SGD
+FINISH = "query.finish"  # final generator, classifier -> noised counts and the hospital's signed statement
+
+ARRAYS = "arrays"  # the values released, or the model to start from
+PUBLIC = "public"  # further public arrays that a request carries
+CONFIG = "config"
+METRICS = "metrics"  # one constant: Flower's averaging wants a weight, and a true one would tell the cohort's size
+WEIGHT = "weight"
+
+NOISED_SUM = "noised_sum"
+NOISED_COUNTS = "noised_counts"
+RELEASED_MEAN = "released_mean"
+CLASSIFIER = "classifier."  # prefix of a classifier's weights among public arrays
+SCORE_EDGES = "score_edges"
+
+REFUSED = 101  # error code: the hospital's policy, budget or ledger says no
+FAILED = 102  # error code: something else went wrong there; the detail stays in the hospital's log

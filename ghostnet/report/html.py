@@ -1,0 +1,242 @@
+"""Writes report.json and report.html of a run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ghostnet import __version__
+from ghostnet.export.grid import png_bytes, strip
+from ghostnet.export.whole import replace_file
+from ghostnet.report.plots import interval_chart, round_chart
+from ghostnet.report.template import PAGE, STYLE
+from ghostnet.sampler import Sampler, to_uint8
+
+METRIC_NAMES = {"auc": "area under the ROC curve", "accuracy": "accuracy"}
+SIMULATION_NAMES = {
+    "auc_exact": "the same classifier, exact",
+    "auc_real": "trained on the real images",
+    "accuracy_exact": "the same classifier, exact",
+    "accuracy_real": "trained on the real images",
+}
+LARGEST_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigures:
+    """Pictures for the report: label -> uint8 (n,h,w) or (n,h,w,3); masks uint8 0/1 (n,h,w) of the same samples."""
+
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def draw_figures(sampler: Sampler, *, per_label: int = 10, seed: int = 0) -> ReportFigures:
+    """A few samples of each class, with their first mask where there is one; not picked, the first of the seed."""
+    drawn = {label: sampler.draw(per_label, label, seed) for label in sampler.labels}
+    image_range = sampler.config.image.range
+    return ReportFigures(
+        samples={label: to_uint8(part.images, image_range) for label, part in drawn.items()},
+        masks={label: part.masks[:, 0].numpy() for label, part in drawn.items() if part.masks is not None},
+    )
+
+
+def write_report(run_folder: Path, report: Mapping[str, Any], figures: ReportFigures) -> tuple[Path, Path]:
+    """Writes RUN/report.json and RUN/report.html, each complete or not at all.
+
+    Args:
+        run_folder: an existing folder.
+        report: the facts (DESIGN section 5); a number that is not finite becomes null.
+        figures: pictures for the page.
+
+    Returns:
+        The paths of the page and of the JSON file.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    facts = _finite(report)
+    page = render_page(facts, figures)
+    replace_file(run_folder / "report.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    replace_file(run_folder / "report.html", page.encode())
+    return run_folder / "report.html", run_folder / "report.json"
+
+
+def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
+    """The page as one HTML text that loads nothing from anywhere. Every fact is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"epsilon": _epsilon, "number": _number, "share": _share, "plain": _plain}
+    plan, privacy = report.get("plan", {}), report.get("privacy", {})
+    classification = report.get("utility", {}).get("classification")
+    sites = report.get("sites", [])
+    return environment.from_string(PAGE).render(
+        style=jinja2.utils.markupsafe.Markup(STYLE),  # noqa: S704 - our own constant
+        plan=plan,
+        privacy=privacy,
+        run_id=report.get("run_id", ""),
+        lead=_lead(report),
+        odds=_odds(privacy.get("epsilon")),
+        facts=_plan_facts(plan),
+        samples=_sample_rows(figures),
+        classification=classification,
+        sites=sites,
+        site_columns=list(dict.fromkeys(key for site in sites for key in site)),
+        fidelity=[(name.replace("_", " "), _plain(value)) for name, value in (report.get("fidelity") or {}).items()],
+        sampler_path=report.get("sampler_path", "sampler"),
+        version=__version__,
+        **_utility_parts(classification),
+        **_timing_parts(report.get("timing", {})),
+    )
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    image = report.get("plan", {}).get("image", {})
+    hospitals = len(report.get("privacy", {}).get("sites", []))
+    labels = ", ".join(image.get("labels", ()))
+    what = f"synthetic images of {labels}" if labels else "synthetic images"
+    who = {0: "Hospitals", 1: "One hospital"}.get(hospitals, f"{hospitals} hospitals")
+    return (
+        f"{who} trained one generator of {what}. "
+        "No patient’s image left a hospital; this page says what did, and at what cost."
+    )
+
+
+def _odds(epsilon: float | None) -> str:
+    if epsilon is None or epsilon > math.log(LARGEST_ODDS):
+        return ""
+    return f"{math.exp(epsilon):,.2f}" if epsilon < 3 else f"{math.exp(epsilon):,.0f}"
+
+
+def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    image, model, privacy = plan.get("image", {}), plan.get("model", {}), plan.get("privacy", {})
+    federation, warm = plan.get("federation", {}), plan.get("warm_start", {})
+    facts: list[tuple[str, str]] = []
+    if image:
+        colour = "grey" if image.get("channels") == 1 else "colour"
+        masks = f" + {image['mask_channels']} mask" if image.get("mask_channels") else ""
+        facts.append(("images", f"{image['size']} × {image['size']} {colour}{masks}"))
+        facts.append(("classes", ", ".join(image["labels"])))
+    if model:
+        facts.append(("network", f"{model['architecture']}, width {model['generator_width']}"))
+    if federation:
+        facts.append(("rounds", f"{federation['rounds']}" + (" + warm start" if warm.get("noise_multiplier") else "")))
+        facts.append(("what is shared", f"the {federation['share']}"))
+    if privacy:
+        facts.append(("steps at a hospital", f"{privacy['steps']:,}"))
+        facts.append(("noise multiplier σ", _number(privacy["noise_multiplier"])))
+        facts.append(("sampling rate q", _number(privacy["sampling_rate"])))
+        facts.append(("clip norm C", _number(privacy["clip_norm"])))
+    return facts
+
+
+def _sample_rows(figures: ReportFigures) -> list[dict[str, str]]:
+    rows = []
+    for label, images in figures.samples.items():
+        rows.append(
+            {
+                "label": label,
+                "kind": "",
+                "data": _inline(png_bytes(strip(images, scale=2))),
+                "alt": f"Synthetic: {label}",
+            }
+        )
+        if label in figures.masks:
+            masks = figures.masks[label] * np.uint8(255)
+            rows.append(
+                {
+                    "label": label,
+                    "kind": "masks",
+                    "data": _inline(png_bytes(strip(masks, scale=2))),
+                    "alt": f"Masks: {label}",
+                }
+            )
+    return rows
+
+
+def _utility_parts(classification: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not classification:
+        return {"metric_name": "", "simulated": [], "utility_chart": ""}
+    name = METRIC_NAMES.get(classification["metric"], classification["metric"])
+    rows = [(name, classification.get("value"), classification["interval"], classification.get("chance"))]
+    accuracy = classification.get("accuracy")
+    if isinstance(accuracy, Mapping) and classification["metric"] != "accuracy":
+        rows.append(("accuracy", accuracy.get("value"), accuracy["interval"], accuracy.get("chance")))
+    for label, recall in (classification.get("recall") or {}).items():
+        rows.append((f"recall: {label}", recall.get("value"), recall["interval"], classification.get("recall_chance")))
+    simulation = classification.get("simulation") or {}
+    known = [(SIMULATION_NAMES.get(key, key.replace("_", " ")), value) for key, value in simulation.items()]
+    return {"metric_name": name, "simulated": known, "utility_chart": _inline(interval_chart(rows))}
+
+
+def _timing_parts(timing: Mapping[str, Any]) -> dict[str, Any]:
+    rounds = [{**entry, "overhead": _overhead([entry])} for entry in timing.get("rounds", ())]
+    if not rounds:
+        return {"rounds": [], "timing_chart": "", "timing_sentence": ""}
+    total = timing.get("total_s")
+    sentence = f"Overhead over all rounds: {_overhead(rounds)} of the wall time beyond the slowest hospital’s own work."
+    if total is not None:
+        sentence = f"The whole run took {_duration(total)}. " + sentence
+    return {"rounds": rounds, "timing_chart": _inline(round_chart(rounds)), "timing_sentence": sentence}
+
+
+def _overhead(rounds: Sequence[Mapping[str, Any]]) -> str:
+    wall = sum(float(entry["wall_s"]) for entry in rounds)
+    work = sum(float(entry["slowest_client_s"]) for entry in rounds)
+    return f"{(wall - work) / wall:.1%}" if wall > 0 else "–"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _epsilon(value: Any) -> str:
+    """Rounded up, never down: a printed epsilon must hold."""
+    if not isinstance(value, int | float):
+        return "unbounded"
+    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}"
+
+
+def _number(value: Any) -> str:
+    return re.sub(r"e([+-])0", r"e\1", f"{value:.4g}") if isinstance(value, int | float) else "–"
+
+
+def _share(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(inner) for inner in value)
+    return "–" if value is None or isinstance(value, jinja2.Undefined) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """The same value in what JSON knows; NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,280 @@
+"""The adversarial steps at one hospital: the discriminator learns from patients under DP-SGD, the generator from it.
+
+`train_round` is section 3 of the design, line by line. Private randomness (who is sampled, which of their images, the
+noise) comes from `entropy`; everything else (the generator's noise, the labels of fakes, the views) from the plan's
+public seed and the step, and its amount never depends on the patients drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import pad
+
+from ghostnet.cohort import Cohort
+from ghostnet.errors import SiteError
+from ghostnet.losses import discriminator_loss, generator_loss
+from ghostnet.models import build_discriminator, build_generator
+from ghostnet.plan import Plan
+from ghostnet.privacy.mechanism import PatientGradients, choose_rows, join_rows, noised_sum, sample_patients
+from ghostnet.privacy.noise import Entropy
+from ghostnet.progress import Progress, silent
+from ghostnet.warm_start import embedding_loss
+
+SHIFT_SHARE = 16  # a view is shifted by at most 1/16 of the image's side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizers:
+    """Adam for each network."""
+
+    generator: torch.optim.Adam
+    discriminator: torch.optim.Adam
+
+
+def train_round(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizers: Optimizers,
+    cohort: Cohort,
+    plan: Plan,
+    *,
+    first_step: int,
+    steps: int,
+    released_mean: torch.Tensor | None,
+    entropy: Entropy,
+    progress: Progress = silent,
+    public_stream: int = 0,
+) -> None:
+    """Runs one round of private adversarial steps; the networks are changed in place.
+
+    Args:
+        generator: on entry the weights that the server sent; on return the moving average that is sent back.
+        discriminator: stays at the hospital.
+        optimizers: of these two networks.
+        cohort: SENSITIVE, the training patients.
+        plan: `privacy.noise_multiplier` must be resolved (> 0).
+        first_step: steps of the run that were done before this round.
+        steps: discriminator steps of this round.
+        released_mean: the warm start's release for the generator's feature matching, or None.
+        entropy: source of sampling and noise.
+        progress: told ("adversarial", steps done, steps).
+        public_stream: number of this hospital, public, so that hospitals draw different fakes.
+
+    Raises:
+        PlanError: the discriminator cannot be trained privately, or the noise multiplier is not resolved.
+
+    Guarantee:
+        Unit: patient, add/remove one. Each step is a sampled Gaussian mechanism (q, sigma) with sensitivity
+        clip_norm; the generator's steps are post-processing. Assumes: Poisson sampling with rate q.
+        Not covered: a patient seen by two hospitals (see certificate.py), and time or memory that an observer of the
+        hospital's machine could measure.
+    """
+    privacy, training = plan.privacy, plan.training
+    device = next(generator.parameters()).device
+    gradients = PatientGradients(discriminator)
+    row_loss, adversarial_loss = discriminator_loss(training.loss), generator_loss(training.loss)
+    average = copy.deepcopy(generator)
+    generator.train()
+    for step in range(first_step, first_step + steps):
+        # Patients: each joins with probability q, with at most m images, each image in K views.
+        sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
+        index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
+        index, groups = (t.repeat_interleave(privacy.views) for t in (index, groups))  # (r K,)
+        reals = _view(cohort.images[index], plan, _public(plan, public_stream, step, "views"))  # (r K, c, h, w)
+
+        # Fakes: a public number of them, labels from the public prior, the same views.
+        public = _public(plan, public_stream, step, "fakes")
+        with torch.no_grad():
+            fakes, fake_labels = _draw(generator, plan, privacy.fakes, public)  # (F, c, h, w), (F,)
+            fakes, fake_labels = (t.repeat_interleave(privacy.views, dim=0) for t in (fakes, fake_labels))
+            fakes = _view(fakes, plan, public)  # (F K, c, h, w)
+
+        # Discriminator: clip each patient and each fake, add noise once.
+        #   g = sum_p clip(g_p, C) + sum_f clip(g_f, C) + N(0, (sigma C)^2)
+        rows = join_rows(
+            images=reals.to(device),
+            labels=cohort.labels[index].to(device),
+            groups=groups.to(device),
+            fakes=fakes,
+            fake_labels=fake_labels,
+            views=privacy.views,
+        )
+        summed = gradients.clipped_sum(
+            rows, row_loss, clip_norm=privacy.clip_norm, physical_rows=training.physical_rows
+        )
+        noised = noised_sum(
+            summed, clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, entropy=entropy
+        )
+        del reals, rows, summed
+        for name, parameter in discriminator.named_parameters():
+            parameter.grad = noised[name].to(device) / plan.public_denominator
+        optimizers.discriminator.step()
+
+        # Generator, every n_D steps: fool the discriminator, match the release. Post-processing: no real image.
+        if step >= training.generator_delay and (step + 1) % training.discriminator_steps == 0:
+            public = _public(plan, public_stream, step, "generator")
+            images, labels = _draw(generator, plan, training.generator_batch, public)  # (b, c, h, w), (b,)
+            loss = adversarial_loss(discriminator(_view(images, plan, public), labels))
+            if released_mean is not None and training.embedding_weight > 0:
+                loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
+            parameters = list(generator.parameters())
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizers.generator.step()
+            _move_average(average, generator, training.ema)
+        progress("adversarial", step + 1 - first_step, steps)
+    generator.load_state_dict(average.state_dict())
+
+
+def public_labels(prior: tuple[float, ...], count: int, public: torch.Generator) -> torch.Tensor:
+    """Labels in the proportions of the public prior: systematic sampling, each class within one of its exact share.
+
+    Returns:
+        int64 (count,), ascending.
+    """
+    places = (torch.arange(count, dtype=torch.float64) + torch.rand(1, generator=public, dtype=torch.float64)) / count
+    edges = torch.tensor(prior, dtype=torch.float64).cumsum(0)[:-1]
+    return torch.searchsorted(edges, places, right=True)
+
+
+class LocalState:
+    """What a hospital keeps between rounds: the discriminator, both Adam optimisers' moments, the steps done.
+
+    The generator is here because its optimiser is bound to it; its weights arrive anew with every round and are not
+    saved. Everything saved is a function of released values, so it is no more sensitive than what left the hospital.
+
+    Attributes:
+        plan: what the networks were built from.
+        generator: load the server's weights into it with `weights.load_arrays`.
+        discriminator: as trained so far.
+        optimizers: Adam for both.
+        step: discriminator steps done so far; whoever calls `train_round` moves it on.
+    """
+
+    def __init__(self, plan: Plan, device: str = "cpu") -> None:
+        """A fresh state."""
+        self.plan = plan
+        self.generator = build_generator(plan).to(device)
+        self.discriminator = build_discriminator(plan).to(device)
+        training = plan.training
+        self.optimizers = Optimizers(
+            generator=_adam(self.generator, training.learning_rate_generator, plan),
+            discriminator=_adam(self.discriminator, training.learning_rate_discriminator, plan),
+        )
+        self.step = 0
+
+    def save_state(self, path: Path) -> None:
+        """Writes the state as safetensors; the file is replaced as a whole or not at all."""
+        metadata = {"plan": self.plan.hash(), "step": str(self.step)}
+        partial = path.with_name(path.name + ".part")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}, partial, metadata)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+
+    def load_state(self, path: Path) -> None:
+        """Reads what `save_state` wrote for the same plan; nothing is changed unless all of it fits.
+
+        Raises:
+            SiteError: the file is missing, damaged, of another plan, or holds values that are not finite.
+        """
+        for optimizer in (self.optimizers.generator, self.optimizers.discriminator):
+            _fill_moments(optimizer)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError) as error:
+            raise SiteError(f"training state {path} cannot be read ({type(error).__name__}); remove it to start anew") from None
+        if metadata.get("plan") != self.plan.hash() or not metadata.get("step", "").isdecimal():
+            raise SiteError(f"training state {path} belongs to another plan; remove it to start anew")
+        tensors = self._tensors()
+        for name in tensors.keys() | read.keys():
+            good = name in tensors and name in read and read[name].shape == tensors[name].shape
+            if not good or not bool(torch.isfinite(read[name]).all()):
+                raise SiteError(f"training state {path} is damaged at {name}; remove it to start anew")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(read[name])
+        self.step = int(metadata["step"])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that is saved, by name; they share memory with the networks and optimisers."""
+        tensors = {f"discriminator.{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
+        for role, module in (("generator", self.generator), ("discriminator", self.discriminator)):
+            optimizer = getattr(self.optimizers, role)
+            _fill_moments(optimizer)
+            for name, parameter in module.named_parameters():
+                for key, value in optimizer.state[parameter].items():
+                    tensors[f"adam.{role}.{name}.{key}"] = value
+        return tensors
+
+
+def _adam(module: nn.Module, learning_rate: float, plan: Plan) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), learning_rate, betas=(plan.training.beta1, plan.training.beta2))
+
+
+def _fill_moments(optimizer: torch.optim.Adam) -> None:
+    """Gives parameters that had no step yet the zero moments that Adam would start from."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+_PURPOSES = ("views", "fakes", "generator")
+
+
+def _public(plan: Plan, stream: int, step: int, purpose: str) -> torch.Generator:
+    """A generator of its own for each purpose of a step: how many reals drew views cannot shift what fakes draw."""
+    words = np.random.SeedSequence([plan.seed, stream, step, _PURPOSES.index(purpose)]).generate_state(1)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def _draw(generator: nn.Module, plan: Plan, count: int, public: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fakes (count, c, h, w) and their labels (count,)."""
+    device = next(generator.parameters()).device
+    labels = public_labels(plan.image.label_prior, count, public).to(device)
+    z = torch.randn(count, plan.model.latent, generator=public).to(device)
+    return generator(z, labels), labels
+
+
+def _view(images: torch.Tensor, plan: Plan, public: torch.Generator) -> torch.Tensor:
+    """One random view of each row: a shift, edges repeated; differentiable. With views = 1 the rows stay as they are.
+
+    No flips: a mirrored chest is another anatomy.
+    """
+    if plan.privacy.views == 1 or len(images) == 0:
+        return images
+    n, _, h, w = images.shape
+    most = h // SHIFT_SHARE
+    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=public).to(images.device)
+    padded = pad(images, (most,) * 4, mode="replicate")
+    y = (dy + torch.arange(h, device=images.device))[:, :, None]  # (n, h, 1)
+    x = (dx + torch.arange(w, device=images.device))[:, None, :]  # (n, 1, w)
+    row = torch.arange(n, device=images.device)[:, None, None]
+    return padded[row, :, y, x].permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) current, running statistics included."""
+    now = current.state_dict()
+    for name, tensor in average.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(now[name], 1 - decay)
+        else:
+            tensor.copy_(now[name])

@@ -1,0 +1,232 @@
+"""Round 0: random-feature embeddings that hospitals release once, and a generator fitted to them.
+
+Each patient contributes one vector of norm at most 1; a hospital releases the noisy sum of them
+(`privacy.releases.noisy_sum`); everything after that is post-processing. The vector of one image with label y is
+
+    one_hot(y)  (x)  [ a phi(x),  b x / sqrt(pixels),  c ]        a^2 + b^2 + c^2 = 1
+
+with phi the random Fourier features of a Gaussian kernel (norm exactly 1), x the image shrunk to the feature size and
+scaled to [-1,1] (so x / sqrt(pixels) has norm at most 1), and the constant c. Summed over patients, the three parts of
+a class's block are its kernel mean embedding, its mean image and its mass, each times the number of its patients.
+Class shares are private. They are never assumed: the released mass of a class, noise included, divides its block.
+
+Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahimi and Recht (2007) for the features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from ghostnet.cohort import Cohort
+from ghostnet.errors import FederationError
+from ghostnet.plan import Plan
+from ghostnet.progress import Progress, silent
+
+MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
+SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
+DETAIL_WEIGHT = 1.0  # of `unseen_detail` while fitting
+BLOCK = 512  # rows embedded at once, so that memory stays flat in the number of images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans:
+    """What a release says about each class, by post-processing alone.
+
+    Attributes:
+        means: (labels, block - 1) noisy mean of [a phi(x), b x / sqrt(pixels)] of a class's images.
+        shares: (labels,) noisy share of each class among patients, at least SMALLEST_SHARE, summing to 1.
+    """
+
+    means: torch.Tensor
+    shares: torch.Tensor
+
+
+def embedding_size(plan: Plan) -> int:
+    """Length of a patient's vector, and of a release."""
+    return len(plan.image.labels) * _block_size(plan)
+
+
+def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The label-free part of the embedding, [a phi(x), b x / sqrt(pixels), c]; differentiable.
+
+    Args:
+        images: float (n, planes, h, w), in the plan's range.
+
+    Returns:
+        float32 (n, block), every row of norm at most 1.
+    """
+    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size).flatten(1)  # (n, pixels)
+    unit = (small + 1) / 2 if plan.image.range == "[-1,1]" else small  # pixels in [0,1]
+    angles = unit @ _frequencies(plan).to(unit.device)  # (n, features / 2)
+    features = torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(angles.shape[1])  # norm 1
+    pixels = (2 * unit - 1) / math.sqrt(unit.shape[1])  # norm at most 1
+    mean_weight = plan.warm_start.mean_image_weight
+    rest = math.sqrt(1 - MASS_WEIGHT**2)
+    a, b = rest * math.sqrt(1 - mean_weight**2), rest * mean_weight
+    mass = features.new_full((len(images), 1), MASS_WEIGHT)
+    return torch.cat([a * features, b * pixels, mass], dim=1)
+
+
+def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
+    """One vector a patient: the mean over their first images of one_hot(label) (x) embedding.
+
+    Args:
+        cohort: SENSITIVE.
+        plan: `privacy.images_per_patient` bounds the images that count, in the cohort's order.
+
+    Returns:
+        float32 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
+
+    Guarantee:
+        Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and depends on no
+        other patient. Not covered: any release; this function adds no noise.
+    """
+    return torch.cat([*iter_patient_embeddings(cohort, plan), torch.zeros(0, embedding_size(plan))])
+
+
+@torch.no_grad()
+def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor]:
+    """`patient_embeddings` in blocks of at most BLOCK patients, for cohorts whose vectors do not fit in memory."""
+    kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
+    owners = cohort.owners[kept]
+    labels, block = len(plan.image.labels), _block_size(plan)
+    for start in range(0, cohort.patients, BLOCK):
+        stop = min(start + BLOCK, cohort.patients)
+        rows = kept[(owners >= start) & (owners < stop)]
+        local = cohort.owners[rows] - start  # (r,)
+        sums = torch.zeros((stop - start) * labels, block)
+        for part in range(0, len(rows), BLOCK):
+            some = rows[part : part + BLOCK]
+            cell = local[part : part + BLOCK] * labels + cohort.labels[some]
+            sums.index_add_(0, cell, embed_images(cohort.images[some], plan))
+        counts = torch.bincount(local, minlength=stop - start).clamp(min=1)  # (stop - start,)
+        yield sums.reshape(stop - start, labels * block) / counts[:, None]
+
+
+def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
+    """Splits a release into per-class means and class shares (post-processing).
+
+    Args:
+        released_mean: (embedding_size,) the sum of the hospitals' noisy sums, times any positive constant.
+
+    Raises:
+        FederationError: wrong length, not finite, or without any mass.
+    """
+    if released_mean.shape != (embedding_size(plan),) or not bool(torch.isfinite(released_mean).all()):
+        raise FederationError(
+            f"a warm-start release of shape {tuple(released_mean.shape)} is not {embedding_size(plan)} finite numbers; "
+            "was it made from the same plan?"
+        )
+    blocks = released_mean.reshape(len(plan.image.labels), -1)
+    mass = blocks[:, -1] / MASS_WEIGHT  # (labels,)
+    if float(mass.sum()) <= 0:
+        raise FederationError("the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier")
+    floor = SMALLEST_SHARE * mass.sum()
+    mass = mass.clamp(min=floor)
+    return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
+
+
+def embedding_loss(
+    images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan
+) -> torch.Tensor:
+    """Feature matching to the release: squared distance of class means, averaged over the classes drawn.
+
+    An unbiased estimate: the distance that a finite batch has from its own expectation is taken out, so that a
+    generator gains nothing by drawing less varied images. It can be slightly negative for that reason.
+
+    Args:
+        images: float (b, planes, h, w) fakes, in the plan's range.
+        labels: int64 (b,).
+        released_mean: see `class_means`.
+
+    Returns:
+        Scalar. Reads only public and released values.
+    """
+    target = class_means(released_mean, plan)
+    vectors = embed_images(images, plan)[:, :-1]  # (b, block - 1)
+    one_hot = nn.functional.one_hot(labels, len(target.shares)).to(vectors.dtype)  # (b, labels)
+    counts = one_hot.sum(0)  # (labels,)
+    sums = one_hot.T @ vectors  # (labels, block - 1)
+    own = one_hot.T @ vectors.square().sum(1)  # (labels,) sum of squared norms
+    pairs = (counts * (counts - 1)).clamp(min=1)
+    square = (sums.square().sum(1) - own) / pairs  # E<v, v'> over pairs of different fakes
+    cross = (sums * target.means.to(sums)).sum(1) / counts.clamp(min=1)
+    distance = square - 2 * cross + target.means.to(sums).square().sum(1)
+    enough = counts > 1
+    weight = enough * _WEIGHT(target.shares.to(sums))
+    return (weight * distance).sum() / weight.sum().clamp(min=1e-12)
+
+
+_WEIGHT = lambda s: torch.ones_like(s)
+
+
+def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Mean square of what shrinking to the feature size takes away: the release says nothing about it.
+
+    Left free it fills with patterns that no real image has, which a classifier then learns; the warm start draws
+    smooth images instead, and leaves detail to the adversarial steps.
+    """
+    if plan.warm_start.feature_size == images.shape[-1]:
+        return images.new_zeros(())
+    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size)
+    smooth = interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return (images - smooth).square().mean()
+
+
+def fit_generator(
+    generator: nn.Module, released_mean: torch.Tensor, plan: Plan, progress: Progress = silent
+) -> None:
+    """Fits the generator, in place, to the release: Adam, learning rate falling to 0 along a cosine.
+
+    Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
+
+    Args:
+        generator: changed in place, left in training mode.
+        released_mean: see `class_means`.
+        progress: told ("warm start", steps done, steps).
+    """
+    warm = plan.warm_start
+    public = torch.Generator().manual_seed(plan.seed)
+    labels = torch.arange(warm.batch) % len(plan.image.labels)
+    optimizer = torch.optim.Adam(generator.parameters(), warm.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, warm.steps)
+    generator.train()
+    for step in range(warm.steps):
+        z = torch.randn(warm.batch, plan.model.latent, generator=public)
+        images = generator(z, labels)  # (b, planes, h, w)
+        loss = embedding_loss(images, labels, released_mean, plan) + DETAIL_WEIGHT * unseen_detail(images, plan)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress("warm start", step + 1, warm.steps)
+
+
+def _block_size(plan: Plan) -> int:
+    return plan.warm_start.features + plan.planes * plan.warm_start.feature_size**2 + 1
+
+
+@lru_cache(maxsize=4)
+def _frequencies(plan: Plan) -> torch.Tensor:
+    """Random frequencies (pixels, features / 2), the same at every party: from NumPy's PCG64 and the public seed."""
+    pixels = plan.planes * plan.warm_start.feature_size**2
+    public = np.random.Generator(np.random.PCG64(plan.seed))
+    normal = public.standard_normal((pixels, plan.warm_start.features // 2), dtype=np.float32)
+    return torch.from_numpy(normal / np.float32(plan.warm_start.bandwidth))
+
+
+def _first_images(owners: torch.Tensor, patients: int, most: int) -> torch.Tensor:
+    """Indices, sorted by owner, of each patient's first `most` images in the cohort's order."""
+    order = torch.argsort(owners, stable=True)
+    counts = torch.bincount(owners, minlength=patients)
+    first = torch.cumsum(counts, 0) - counts  # (patients,) place of each patient's first image in `order`
+    rank = torch.arange(len(order)) - first[owners[order]]
+    return order[rank < most]

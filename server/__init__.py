@@ -1,0 +1,1 @@
+"""The coordinator: it sees only what a hospital released."""

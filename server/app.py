@@ -1,0 +1,188 @@
+"""The coordinator's Flower app: the whole federation, top to bottom.
+
+It can only ask (see `ghostnet.protocol`); what a hospital spends is decided by the hospital. Every phase ends with a
+checkpoint, so that a run that was cut off goes on where it stopped: hospitals answer a repeated request with the same
+bytes, and are charged once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from ghostnet import protocol, warm_start
+from ghostnet.errors import FederationError
+from ghostnet.models import build_generator
+from ghostnet.plan import Plan, load_plan
+from ghostnet.privacy.claim import resolve
+from ghostnet.progress import Progress, silent
+from ghostnet.utility import classification
+from ghostnet.utility.synthetic import train_on_synthetic
+from ghostnet.weights import Arrays, arrays_sha256, load_arrays, to_arrays
+from server.checkpoint import Checkpoint
+from server.publish import Outcome, publish
+from server.strategy import Conversation, EqualAverage, from_record, sum_replies, to_record
+
+
+def build_app(
+    *, run_config: dict[str, str | bool | int | float] | None = None, progress: Progress = silent
+) -> ServerApp:
+    """The ServerApp of a federation.
+
+    Args:
+        run_config: "plan" (path of a plan.toml), "out" (the run folder), "sites" (how many, or their site.toml paths)
+            and "resume"; by default the run config that Flower hands over.
+        progress: told where the run is.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = {**context.run_config, **(run_config or {})}
+        plan_path, out = str(config.get("plan", "")), str(config.get("out", ""))
+        if not plan_path or not out:
+            raise FederationError('a run needs a plan and an output folder: -c \'plan="plan.toml" out="runs/one"\'')
+        expected = len([part for part in str(config.get("sites", "")).split(",") if part])
+        plan = resolve(load_plan(Path(plan_path)))
+        checkpoint = Checkpoint.open(Path(out), plan, resume=bool(config.get("resume", False)))
+        coordinate(grid, plan, checkpoint, expected=expected, progress=progress)
+
+    return app
+
+
+def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int, progress: Progress) -> None:
+    """Runs one federation from joining to the published sampler.
+
+    Args:
+        grid: Flower's grid.
+        plan: the resolved plan.
+        checkpoint: what an earlier attempt already has.
+        expected: hospitals to wait for before asking them to join.
+        progress: told where the run is.
+
+    Raises:
+        FederationError: too few hospitals take part, or one answers with something else than asked.
+    """
+    conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, checkpoint.heads)
+
+    # Join: each hospital checks the plan against its own limits and reserves the whole run's cost.
+    progress("hospitals join", 0, 1)
+    conversation.join(max(expected, plan.federation.min_hospitals))
+    checkpoint.note_heads(conversation.hospitals.values())
+    progress("hospitals join", 1, 1)
+
+    # Round 0: one noised sum of embeddings from each; the generator is fitted to their mean.
+    torch.manual_seed(plan.seed)
+    generator = build_generator(plan)
+    if "generator" in checkpoint.arrays:
+        load_arrays(generator, checkpoint.arrays["generator"])
+    elif plan.warm_start.noise_multiplier > 0:
+        released_mean = _warm_start(conversation, plan)
+        warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
+        checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
+        checkpoint.save_round(0, to_arrays(generator))
+
+    # Adversarial rounds: generators out, locally trained generators back, averaged.
+    _train(conversation, plan, generator, checkpoint, progress)
+
+    # Finish: usefulness as noised counts, and a signed statement from each hospital.
+    final = to_arrays(generator)
+    classifier, edges = _classifier(generator, plan, progress)
+    noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
+    outcome = Outcome(
+        plan=plan,
+        run_id=checkpoint.run_id,
+        generator=generator,
+        hospitals=list(conversation.hospitals.values()),
+        noisy_counts=noisy_counts,
+        counted=counted,
+        timings=checkpoint.timings(conversation.timings),
+        key=checkpoint.key,
+    )
+    publish(outcome, checkpoint.out, progress)
+    checkpoint.note_heads(conversation.hospitals.values())
+    checkpoint.finish()
+
+
+def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:
+    reasons: list[str] = []
+    replies = conversation.ask(protocol.WARM_START, conversation.hospitals, refused=reasons)
+    expected = {protocol.NOISED_SUM: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
+    total, count = sum_replies(replies, protocol.NOISED_SUM, expected)
+    conversation.require(count, "released the warm start's sum", reasons)
+    return (total / (plan.federation.patients * count)).astype(np.float32)
+
+
+def _train(
+    conversation: Conversation, plan: Plan, generator: torch.nn.Module, checkpoint: Checkpoint, progress: Progress
+) -> None:
+    rounds_done = checkpoint.rounds_done
+    rounds_left = plan.federation.rounds - rounds_done
+    if rounds_left <= 0:
+        return
+    initial = to_arrays(generator)
+    strategy = EqualAverage(conversation, checkpoint.arrays.get("released", {}), rounds_done)
+
+    def keep(server_round: int, arrays: object) -> MetricRecord | None:
+        if server_round:
+            checkpoint.save_round(server_round + rounds_done, from_record(arrays))  # type: ignore[arg-type]
+            checkpoint.note_heads(conversation.hospitals.values())
+        progress("rounds", server_round + rounds_done, plan.federation.rounds)
+        return None
+
+    result = strategy.start(
+        grid=conversation.grid,
+        initial_arrays=to_record(initial),
+        num_rounds=rounds_left,
+        timeout=plan.federation.round_timeout_s,
+        train_config=ConfigRecord(),
+        evaluate_fn=keep,
+    )
+    load_arrays(generator, from_record(result.arrays))
+
+
+def _classifier(
+    generator: torch.nn.Module, plan: Plan, progress: Progress
+) -> tuple[torch.nn.Module | None, torch.Tensor | None]:
+    if plan.utility.noise_multiplier == 0:
+        return None, None
+    return train_on_synthetic(generator, plan, progress)
+
+
+def _finish(
+    conversation: Conversation,
+    plan: Plan,
+    final: Arrays,
+    classifier: torch.nn.Module | None,
+    edges: torch.Tensor | None,
+) -> tuple[np.ndarray | None, int]:
+    public: Arrays = {}
+    if classifier is not None:
+        public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(classifier).items()}
+    if edges is not None:
+        public[protocol.SCORE_EDGES] = edges.numpy().astype(np.float32)
+    reasons: list[str] = []
+    replies = conversation.ask(
+        protocol.FINISH,
+        conversation.hospitals,
+        config={"weights-sha256": arrays_sha256(final)},
+        arrays={protocol.ARRAYS: final, protocol.PUBLIC: public},
+        refused=reasons,
+    )
+    for reply in replies:
+        hospital = conversation.hospitals[reply.metadata.src_node_id]
+        hospital.statement = json.loads(str(reply.content.config_records[protocol.CONFIG]["statement"]))
+    conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
+    if not public:
+        return None, 0
+    cells = classification.cell_count(len(plan.image.labels), plan.utility.bins)
+    expected = {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)}
+    return sum_replies(replies, protocol.NOISED_COUNTS, expected)
+
+
+app = build_app()

@@ -1,0 +1,133 @@
+"""What a coordinator has so far, kept so that a run that was cut off can go on.
+
+Lives in RUN/server: run.json (run id, plan hash, rounds done, ledger heads, timings), the signing key, and the released
+values as safetensors. Everything here is public except the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+from safetensors.numpy import load_file, save_file
+
+from ghostnet.errors import RunFolderError
+from ghostnet.plan import Plan
+from ghostnet.privacy import keys
+from ghostnet.weights import Arrays
+from server.strategy import Hospital, Timing
+
+
+@dataclass
+class Checkpoint:
+    """A run folder's progress; open it with `Checkpoint.open`."""
+
+    out: Path
+    run_id: str
+    plan_hash: str
+    rounds_done: int = 0
+    finished: bool = False
+    heads: dict[str, str] = field(default_factory=dict)
+    past_timings: list[Timing] = field(default_factory=list)
+    arrays: dict[str, Arrays] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, out: Path, plan: Plan, *, resume: bool) -> Checkpoint:
+        """Starts a run in folder `out`, or takes up the one that it holds.
+
+        Raises:
+            RunFolderError: the folder holds another run, a finished one, or an unfinished one without `resume`.
+        """
+        check_free(out, resume=resume)
+        record = out / "server" / "run.json"
+        if record.exists():
+            return cls._load(out, json.loads(record.read_text()), plan)
+        (out / "server").mkdir(parents=True, exist_ok=True)
+        checkpoint = cls(out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash())
+        _write(out / "plan.toml", tomli_w.dumps(plan.to_dict()))
+        checkpoint._write_record()
+        return checkpoint
+
+    @classmethod
+    def _load(cls, out: Path, record: dict[str, object], plan: Plan) -> Checkpoint:
+        if record["plan_hash"] != plan.hash():
+            raise RunFolderError(f"{out} holds a run of another plan; give that plan, or another --out")
+        timings = [Timing(**entry) for entry in record.pop("timings")]  # type: ignore[union-attr,attr-defined]
+        checkpoint = cls(out=out, past_timings=timings, **record)  # type: ignore[arg-type]
+        for path in (out / "server").glob("*.safetensors"):
+            checkpoint.arrays[path.stem] = load_file(path)
+        return checkpoint
+
+    @property
+    def key(self) -> keys.Ed25519PrivateKey:
+        """The coordinator's signing key of this run."""
+        return keys.load_or_create_key(self.out / "server" / "server.key")
+
+    def save(self, name: str, arrays: Arrays) -> None:
+        """Keeps released arrays under a name."""
+        self.arrays[name] = arrays
+        path = self.out / "server" / f"{name}.safetensors"
+        save_file(arrays, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def save_round(self, rounds_done: int, generator: Arrays) -> None:
+        """Keeps the generator after a round, then the round's number: a crash in between repeats a round at worst."""
+        self.save("generator", generator)
+        self.rounds_done = rounds_done
+        self._write_record()
+
+    def note_heads(self, hospitals: Iterable[Hospital]) -> None:
+        """Keeps the newest ledger head of each hospital, to notice one that went back in time."""
+        self.heads.update({hospital.name: hospital.ledger_head for hospital in hospitals})
+        self._write_record()
+
+    def timings(self, new: Iterable[Timing]) -> list[Timing]:
+        """Timings of this attempt after those of earlier ones."""
+        return [*self.past_timings, *new]
+
+    def finish(self) -> None:
+        """Marks the run as published."""
+        self.finished = True
+        self._write_record()
+
+    def _write_record(self) -> None:
+        record = {
+            "run_id": self.run_id,
+            "plan_hash": self.plan_hash,
+            "rounds_done": self.rounds_done,
+            "finished": self.finished,
+            "heads": self.heads,
+            "timings": [dataclasses.asdict(timing) for timing in self.past_timings],
+        }
+        _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Refuses a folder that holds something else than a run to take up.
+
+    Raises:
+        RunFolderError: says what is there and what to do.
+    """
+    record = out / "server" / "run.json"
+    if record.exists():
+        if json.loads(record.read_text())["finished"]:
+            raise RunFolderError(f"{out} holds a finished run; choose another --out, or delete it")
+        if not resume:
+            raise RunFolderError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out")
+    elif (out / "sampler").exists() or (out / "plan.toml").exists():
+        raise RunFolderError(f"{out} holds files that are not a run to resume; choose another --out")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,111 @@
+"""What a federation publishes: the sampler with its certificate, and the report.
+
+Everything here is computed from released values; a reader of the run folder (outside `sites/`) learns nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ghostnet.plan import Plan
+from ghostnet.privacy import certificate, keys
+from ghostnet.privacy.claim import claim
+from ghostnet.privacy.statement import NOT_COVERED
+from ghostnet.progress import Progress
+from ghostnet.report.html import draw_figures, write_report
+from ghostnet.sampler import Sampler, write_sampler
+from ghostnet.utility import classification
+from server.strategy import Hospital, Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished federation, as the coordinator knows it."""
+
+    plan: Plan
+    run_id: str
+    generator: torch.nn.Module
+    hospitals: list[Hospital]
+    noisy_counts: np.ndarray | None
+    counted: int
+    timings: list[Timing]
+    key: keys.Ed25519PrivateKey
+
+
+def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
+    """Writes RUN/sampler, RUN/report.json and RUN/report.html; the sampler appears whole or not at all."""
+    progress("publish", 0, 2)
+    staged = out / "sampler.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    hashes = write_sampler(staged, outcome.generator, outcome.plan, run_id=outcome.run_id)
+    bound = {"config.json", "model.safetensors"}
+    document = certificate.build_certificate(
+        plan=outcome.plan,
+        run_id=outcome.run_id,
+        weights_sha256=hashes.weights_sha256,
+        config_sha256=hashes.config_sha256,
+        statements=[hospital.statement for hospital in outcome.hospitals if hospital.statement is not None],
+        server_key=outcome.key,
+        other_files={file.name: certificate.file_sha256(file) for file in staged.iterdir() if file.name not in bound},
+    )
+    certificate.write_certificate(staged, document)
+    staged.replace(out / "sampler")
+    progress("publish", 1, 2)
+    write_report(out, report(outcome), draw_figures(Sampler.load(out / "sampler")))
+    progress("publish", 2, 2)
+
+
+def report(outcome: Outcome) -> dict[str, object]:
+    """The content of report.json."""
+    plan, promised = outcome.plan, claim(outcome.plan)
+    return {
+        "plan": {"name": plan.name, "hash": plan.hash(), **plan.to_dict()},
+        "run_id": outcome.run_id,
+        "privacy": {
+            "epsilon": promised.epsilon_pld,
+            "epsilon_pld": promised.epsilon_pld,
+            "epsilon_rdp": promised.epsilon_rdp,
+            "epsilon_all_hospitals": promised.epsilon_pld_all_hospitals,
+            "delta": promised.delta,
+            "unit": promised.unit,
+            "adjacency": promised.adjacency,
+            "sites": [
+                {
+                    "name": hospital.name,
+                    "epsilon_pld": promised.epsilon_pld,
+                    "epsilon_rdp": promised.epsilon_rdp,
+                    "ledger_head": hospital.ledger_head,
+                }
+                for hospital in outcome.hospitals
+            ],
+            "not_covered": list(NOT_COVERED),
+        },
+        "utility": _utility(outcome),
+        "fidelity": {},
+        "timing": {
+            "rounds": [asdict(timing) for timing in outcome.timings],
+            "total_s": sum(timing.wall_s for timing in outcome.timings),
+        },
+        "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
+    }
+
+
+def _utility(outcome: Outcome) -> dict[str, object]:
+    if outcome.noisy_counts is None:
+        return {}
+    utility = outcome.plan.utility
+    noise_std = utility.noise_multiplier * np.sqrt(outcome.counted)
+    figures = classification.figures(
+        torch.from_numpy(outcome.noisy_counts),
+        len(outcome.plan.image.labels),
+        utility.bins,
+        float(noise_std),
+        labels=outcome.plan.image.labels,
+    )
+    released = f"noised counts of {outcome.counted} hospitals, noise multiplier {utility.noise_multiplier:g} each"
+    return {"classification": {**figures, "released": released}}

@@ -1,0 +1,1 @@
+"""Tests, laid out like the packages; `planted` holds known bugs that must be caught."""

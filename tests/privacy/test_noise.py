@@ -1,0 +1,440 @@
+"""Noise that privacy rests on: its law, exactly where it can be computed and statistically where it cannot.
+
+Each statistical check here fails a correct build with probability < 1e-8 (|z| < 6, or p > 1e-8; about 60 checks), and
+is shown to reject a planted source that is wrong in the way it looks for.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import random
+import time
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from ghostnet.errors import PlanError
+from ghostnet.privacy import noise
+from ghostnet.privacy.noise import Entropy, SystemEntropy, add_gaussian, check_grid, to_grid
+from tests.entropy import SeededEntropy
+
+STEPS = 2.0**36 * 1.37  # a std in grid steps, anywhere in the octave
+VALUES = 400_000
+WRONG_NUMBERS = [0, 0.0, -1.0, float("nan"), float("inf"), -float("inf"), True, 1e-40, 1e40]
+
+
+# The law of the table, exactly.
+
+
+@pytest.mark.parametrize("std", [256.0, 300.123, 511.99])
+def test_alias_table_holds_the_discrete_gaussian_to_2_to_minus_113(std: float) -> None:
+    table = noise._alias_table(std)
+    columns = len(table.alias)
+    full = Fraction(1 << 114)
+    law = [Fraction(0)] * columns
+    for column in range(columns):
+        kept = Fraction((int(table.cut_high[column]) << 64) + int(table.cut_low[column])) / full
+        law[column] += kept / columns
+        law[int(table.alias[column])] += (1 - kept) / columns
+    assert sum(law) == 1
+    with localcontext() as context:
+        context.prec = 60
+        weights = [(-(Decimal(c - columns // 2) ** 2) / (2 * Decimal(std) ** 2)).exp() for c in range(columns)]
+        mass = sum(weights)
+        drawn = [Decimal(p.numerator) / Decimal(p.denominator) for p in law]
+        distance = sum(abs(p - weight / mass) for p, weight in zip(drawn, weights, strict=True)) / 2
+    assert distance < Decimal(2) ** -113
+
+
+def test_sum_of_two_levels_is_the_wide_discrete_gaussian_to_2_to_minus_100() -> None:
+    std, radix, half = 256.0, 128, 1 << 13
+    units = noise._probabilities(std, 1 << 128)
+    with localcontext() as context:
+        context.prec = 60
+        wide = Decimal(std) * Decimal(1 + radix**2).sqrt()
+        root_two_pi = Decimal("2.50662827463100050241576528481104525300698674060993831662992")
+        for x in (0, 1, 63, 64, 12_345, 32_768, -50_001, 70_000):
+            pairs = ((x - radix * high, high) for high in range(-half, half))
+            exact = sum(units[low + half] * units[high + half] for low, high in pairs if -half <= low < half)
+            expected = (-(Decimal(x) ** 2) / (2 * wide**2)).exp() / (wide * root_two_pi)
+            assert abs(Decimal(exact) / Decimal(2) ** 256 / expected - 1) < Decimal(2) ** -100
+
+
+def test_two_levels_with_too_small_a_std_would_be_told_apart() -> None:
+    """The same sum at std 32 < radix 128 misses whole residues: the smoothing condition is not decoration."""
+    units = noise._probabilities(32.0, 1 << 128)
+    half = 1 << 13
+    at = [sum(units[x - 128 * high + half] * units[high + half] for high in range(-50, 51)) for x in (0, 64)]
+    assert at[0] > 3 * at[1]
+
+
+def test_a_tie_is_settled_by_a_second_word() -> None:
+    table = noise._alias_table(300.0)
+    column = next(c for c in range(len(table.alias)) if int(table.alias[c]) != c and int(table.cut_low[c]) > 0)
+    tied = (column << 50) | int(table.cut_high[column])
+    cut_low = int(table.cut_low[column])
+    kept = noise._draw_columns(scripted([tied], [cut_low - 1]), table, 1)
+    replaced = noise._draw_columns(scripted([tied], [cut_low]), table, 1)
+    assert kept.tolist() == [column]
+    assert replaced.tolist() == [int(table.alias[column])]
+
+
+@pytest.mark.parametrize("std", [2.0**35, 2.0**37, 256.0, float("nan")])
+def test_std_outside_the_octave_is_refused(std: float) -> None:
+    with pytest.raises(ValueError, match="grid steps"):
+        SystemEntropy().discrete_gaussian(1, std)
+
+
+# The law of what is drawn, statistically.
+
+
+def test_gaussian_has_the_stated_std() -> None:
+    for std in (1e-6, 0.7, 3.0, 1e6):
+        assert abs(std_z(SystemEntropy().gaussian((VALUES,), std), std)) < 6
+
+
+@pytest.mark.parametrize("factor", [0.98, 1.02, 0.5, 0.0])
+def test_std_check_catches_noise_that_is_two_percent_off(factor: float) -> None:
+    assert abs(std_z(SystemEntropy().gaussian((VALUES,), 3.0) * factor, 3.0)) > 6
+
+
+def test_gaussian_has_a_gaussian_shape() -> None:
+    drawn = SystemEntropy().gaussian((VALUES,), 1.0).double().numpy()
+    assert stats.kstest(drawn, "norm").pvalue > 1e-8
+    assert abs((drawn**4).mean() - 3) < 6 * np.sqrt(96 / VALUES)
+    assert abs((drawn**3).mean()) < 6 * np.sqrt(15 / VALUES)
+
+
+def test_shape_check_catches_laplace_noise_of_the_same_std() -> None:
+    drawn = np.random.default_rng(0).laplace(scale=2**-0.5, size=VALUES)
+    assert stats.kstest(drawn, "norm").pvalue < 1e-8
+
+
+def test_low_bits_of_the_steps_are_fair_coins() -> None:
+    drawn = SystemEntropy().discrete_gaussian(VALUES, STEPS)
+    for bit in range(24):
+        ones = int(((drawn >> bit) & 1).sum())
+        assert abs(ones - VALUES / 2) < 6 * np.sqrt(VALUES / 4)
+
+
+def test_neighbouring_values_and_successive_draws_are_uncorrelated() -> None:
+    first, second = (SystemEntropy().gaussian((VALUES,), 1.0).double() for _ in range(2))
+    assert abs(correlation_z(first[:-1], first[1:])) < 6
+    assert abs(correlation_z(first, second)) < 6
+
+
+def test_correlation_check_catches_the_same_noise_each_step() -> None:
+    first, second = (SeededEntropy(1).gaussian((10_000,), 1.0).double() for _ in range(2))
+    assert abs(correlation_z(first, second)) > 6
+
+
+# Where it comes from.
+
+
+def test_no_seed_steers_the_noise() -> None:
+    assert not repeats_under_seeds(lambda: SystemEntropy().gaussian((64,), 1.0))
+    assert not repeats_under_seeds(lambda: torch.from_numpy(SystemEntropy().uniform(64)))
+
+
+def test_seed_check_catches_torch_noise() -> None:
+    assert repeats_under_seeds(lambda: torch.randn(64))
+
+
+def test_noise_is_not_one_of_the_32_bit_seeds_of_torch() -> None:
+    """The attack is run over 2^12 of the 2^32 seeds; the planted generator's 62-bit seed has such low bits."""
+    hidden = torch.Generator().manual_seed((0x2BADCAFE << 32) + 3210)
+    assert torch_seed_of(torch.randn(32, generator=hidden) * 2.0, std=2.0) == 3210
+    assert torch_seed_of(SystemEntropy().gaussian((32,), 2.0), std=2.0) is None
+
+
+def test_system_entropy_takes_no_seed() -> None:
+    with pytest.raises(TypeError):
+        SystemEntropy(7)  # type: ignore[call-arg]
+
+
+def test_copies_do_not_share_a_stream() -> None:
+    source = SystemEntropy()
+    twins = [source, copy.deepcopy(source), pickle.loads(pickle.dumps(source)), SystemEntropy()]
+    draws = {twin.uniform(4).tobytes() for twin in twins for _ in range(2)}
+    assert len(draws) == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_draws_other_noise() -> None:
+    source = SystemEntropy()
+    source.uniform(8)  # state, if there were any, is there before the fork
+    assert drawn_in_fork(source) != source.uniform(8).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_check_catches_a_stream_that_is_inherited() -> None:
+    planted = SeededEntropy(2)
+    planted.uniform(8)
+    assert drawn_in_fork(planted) == planted.uniform(8).tobytes()
+
+
+def test_a_million_values_take_a_fifth_of_a_second() -> None:
+    source = SystemEntropy()
+    zeros = torch.zeros(1_000_000)
+    add_gaussian(zeros[:1], std=1.7, entropy=source)  # builds the table
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        add_gaussian(zeros, std=1.7, entropy=source)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) <= 0.2
+
+
+# Coins and choices.
+
+
+def test_uniform_is_the_top_53_bits() -> None:
+    ends = noise.uniform_from(scripted([0, 2**64 - 1, 1 << 11, (1 << 11) - 1, 1 << 63]), 5)
+    assert ends.tolist() == [0.0, 1 - 2.0**-53, 2.0**-53, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3, 1e-3, 2.0**-53])
+def test_a_coin_is_fair_to_2_to_minus_53(rate: float) -> None:
+    """`uniform < rate` is decided by the word alone; the words that say yes are counted exactly."""
+    yes = -(-Fraction(rate) * 2**53 // 1)  # ceil: the words' top 53 bits 0 .. yes - 1
+    words = [(int(yes) - 1) << 11] + ([int(yes) << 11] if yes < 2**53 else [])
+    assert (noise.uniform_from(scripted(words), len(words)) < rate).tolist() == [True, False][: len(words)]
+    assert 0 <= yes / Fraction(2**53) - Fraction(rate) < Fraction(1, 2**53)
+
+
+def test_uniform_fills_its_last_bit() -> None:
+    assert abs(last_bit_z(SystemEntropy().uniform(VALUES))) < 6
+
+
+def test_last_bit_check_catches_a_24_bit_uniform() -> None:
+    assert abs(last_bit_z(torch.rand(VALUES, generator=torch.Generator().manual_seed(0)).double().numpy())) > 6
+
+
+def test_integers_are_equally_likely() -> None:
+    counts = np.bincount(SystemEntropy().integers(7, 70_000), minlength=7)
+    assert len(counts) == 7
+    assert stats.chisquare(counts).pvalue > 1e-8
+
+
+def test_integers_do_not_favour_the_low_end_of_a_range_that_does_not_divide_2_to_the_64() -> None:
+    high = 3 << 61  # 2^64 = 2 high + 2^62: plain remainders are below 2^62 with probability 3/4, fair ones with 2/3
+    drawn = SystemEntropy().integers(high, 20_000)
+    assert abs(below_z(drawn, 1 << 62, high)) < 6
+    words = np.frombuffer(os.urandom(160_000), dtype=np.uint64)
+    assert abs(below_z((words % np.uint64(high)).astype(np.int64), 1 << 62, high)) > 6
+
+
+def test_integers_draw_again_beyond_the_last_complete_block() -> None:
+    assert noise.integers_from(scripted([2**64 - 1, 4], [2**64 - 1], [8]), 10, 2).tolist() == [8, 4]
+
+
+@pytest.mark.parametrize("high", [0, -3, 2**63])
+def test_integers_without_a_choice_are_refused(high: int) -> None:
+    with pytest.raises(ValueError, match="nothing to choose"):
+        SystemEntropy().integers(high, 1)
+
+
+def test_empty_draws_are_empty() -> None:
+    source = SystemEntropy()
+    assert source.uniform(0).shape == source.integers(5, 0).shape == source.discrete_gaussian(0, STEPS).shape == (0,)
+    assert source.gaussian((0, 3), 1.0).shape == (0, 3)
+
+
+# Adding it to a value.
+
+
+@pytest.mark.parametrize("std", WRONG_NUMBERS)
+def test_a_std_that_protects_nothing_is_refused(std: float) -> None:
+    with pytest.raises(PlanError, match="standard deviation"):
+        add_gaussian(torch.zeros(3), std=std, entropy=SystemEntropy())
+    with pytest.raises(PlanError, match="standard deviation"):
+        SystemEntropy().gaussian((3,), std)
+    with pytest.raises(PlanError, match="standard deviation"):
+        to_grid(torch.zeros(3), std=std)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_not_released(bad: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        add_gaussian(torch.tensor([0.0, bad]), std=1.0, entropy=SystemEntropy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_noise_is_added_to_the_value_and_shape_is_kept(dtype: torch.dtype) -> None:
+    value = torch.linspace(-40, 60, VALUES).to(dtype).reshape(4, -1)
+    before = value.clone()
+    released = add_gaussian(value, std=0.5, entropy=SystemEntropy())
+    assert released.dtype == torch.float32
+    assert released.shape == value.shape
+    assert torch.equal(value, before)
+    assert abs(std_z((released.double() - value.double()).flatten(), 0.5)) < 6
+
+
+def test_values_on_the_same_grid_point_release_the_same_bits() -> None:
+    """The least significant bits of the value cannot show through, since they are gone before the noise comes."""
+    assert released_bits(add_gaussian, 0.1) == released_bits(add_gaussian, 0.1 + 1e-13)
+    assert released_bits(float_noise, 0.1) != released_bits(float_noise, 0.1 + 1e-13)
+
+
+def test_every_release_is_a_whole_number_of_public_steps() -> None:
+    """Seen before the cast to float32: integers, from whatever value."""
+    step = grid_step(1.0)
+    entropy = SeededEntropy(4)
+    value = torch.rand(1000, dtype=torch.float64)
+    steps = to_grid(value, std=1.0) + torch.from_numpy(entropy.discrete_gaussian(1000, drawn_std(1.0) / step))
+    assert torch.equal(add_gaussian(value, std=1.0, entropy=SeededEntropy(4)), (steps.double() * step).float())
+    assert math.frexp(step)[0] == 0.5  # a power of two
+
+
+def test_rounding_moves_neighbours_apart_by_no_more_than_is_reserved() -> None:
+    rng = torch.Generator().manual_seed(5)
+    for std in (0.5, 0.7, 1.0, 123.4):
+        for coordinates in (1, 100, 10_000):
+            step = grid_step(std)
+            one = torch.randn(coordinates, generator=rng, dtype=torch.float64)
+            other = one + torch.randn(coordinates, generator=rng, dtype=torch.float64) * 10 ** -float(coordinates % 7)
+            distance = float((one - other).norm())
+            rounded = float((to_grid(one, std=std) - to_grid(other, std=std)).double().norm()) * step
+            assert rounded <= distance + step * coordinates**0.5
+
+
+def test_reserve_pays_for_rounding_and_half_of_it_is_left() -> None:
+    """Over an octave, at the widest release: std drawn / sensitivity once rounded >= noise_multiplier."""
+    for fraction in np.linspace(1, 2, 1001):
+        sigma, bound = 8.0, float(fraction)
+        coordinates = (noise.GRID_LIMIT / sigma) ** 2
+        std = sigma * bound
+        float_error = bound * noise.RESERVE / 2 * 0.99
+        assert drawn_std(std) / (bound + grid_step(std) * coordinates**0.5 + float_error) >= sigma
+
+
+def test_a_release_finer_than_the_grid_is_refused() -> None:
+    check_grid(1000.0, 4_000_000)
+    check_grid(1.0, 2**40)
+    for sigma, coordinates in ((1e6, 1000), (1.0, 2**44), (float("nan"), 1)):
+        with pytest.raises(PlanError, match="grid"):
+            check_grid(sigma, coordinates)
+
+
+def test_sums_on_the_grid_are_the_same_release_as_their_float() -> None:
+    value = torch.tensor([0.25, -3.0, 1e-3, 0.0])
+    exact = add_gaussian(to_grid(value, std=2.0), std=2.0, entropy=SeededEntropy(6))
+    assert torch.equal(exact, add_gaussian(value, std=2.0, entropy=SeededEntropy(6)))
+
+
+def test_a_value_far_beyond_the_noise_is_clamped_and_not_wrapped() -> None:
+    released = add_gaussian(torch.tensor([1e30, -1e30, 2.0**24]), std=1.0, entropy=SystemEntropy())
+    assert torch.isfinite(released).all()
+    assert released[0] > 2**24
+    assert released[1] < -(2**24)
+    assert abs(released[2] - 2.0**24) < 16
+
+
+def test_two_releases_of_one_value_differ() -> None:
+    value = torch.zeros(100)
+    source = SystemEntropy()
+    assert not torch.equal(add_gaussian(value, std=1.0, entropy=source), add_gaussian(value, std=1.0, entropy=source))
+
+
+def test_seeded_twin_repeats_and_continues() -> None:
+    one, two = SeededEntropy(9), SeededEntropy(9)
+    assert torch.equal(one.gaussian((5,), 1.0), two.gaussian((5,), 1.0))
+    assert np.array_equal(one.uniform(5), two.uniform(5))
+    assert not torch.equal(one.gaussian((5,), 1.0), one.gaussian((5,), 1.0))
+
+
+@pytest.mark.gpu
+def test_a_value_on_the_gpu_is_released_there() -> None:
+    value = torch.arange(6.0, device="cuda")
+    released = add_gaussian(value, std=1.0, entropy=SeededEntropy(3))
+    assert released.device == value.device
+    assert torch.equal(released.cpu(), add_gaussian(value.cpu(), std=1.0, entropy=SeededEntropy(3)))
+
+
+def std_z(drawn: torch.Tensor, std: float) -> float:
+    """How many of its own standard errors the mean square is away from std^2."""
+    return float(((drawn.double() / std).square().mean() - 1) / np.sqrt(2 / drawn.numel()))
+
+
+def correlation_z(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one * other).mean() * np.sqrt(len(one)))
+
+
+def last_bit_z(drawn: NDArray[np.float64]) -> float:
+    ones = int(((drawn * 2.0**53).astype(np.int64) & 1).sum())
+    return (ones - len(drawn) / 2) / np.sqrt(len(drawn) / 4)
+
+
+def below_z(drawn: NDArray[np.int64], bound: int, high: int) -> float:
+    share = bound / high
+    return (int((drawn < bound).sum()) - len(drawn) * share) / np.sqrt(len(drawn) * share * (1 - share))
+
+
+def repeats_under_seeds(draw: Callable[[], torch.Tensor]) -> bool:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(11)
+        np.random.seed(11)
+        random.seed(11)
+        drawn.append(draw())
+    return torch.equal(*drawn)
+
+
+def torch_seed_of(drawn: torch.Tensor, *, std: float) -> int | None:
+    generator = torch.Generator()
+    for seed in range(1 << 12):
+        if torch.allclose(torch.randn(len(drawn), generator=generator.manual_seed(seed)) * std, drawn):
+            return seed
+    return None
+
+
+def drawn_in_fork(source: Entropy) -> bytes:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, source.uniform(8).tobytes())
+        os._exit(0)
+    os.close(write)
+    drawn = os.read(read, 64)
+    os.close(read)
+    os.waitpid(child, 0)
+    return drawn
+
+
+def float_noise(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.Tensor:
+    """The textbook way: float64 noise added to a float64 value."""
+    return value + entropy.gaussian(tuple(value.shape), std).double()
+
+
+def released_bits(release: Callable[..., torch.Tensor], value: float) -> bytes:
+    drawn = release(torch.full((200,), value, dtype=torch.float64), std=1.0, entropy=SeededEntropy(8))
+    return drawn.numpy().tobytes()
+
+
+def drawn_std(std: float) -> float:
+    return noise._drawn(std)[0]
+
+
+def grid_step(std: float) -> float:
+    return noise._drawn(std)[1]
+
+
+def scripted(*calls: list[int]) -> noise.Words:
+    """A stream that answers call after call with the given words."""
+    answers = iter(calls)
+
+    def words(n: int) -> NDArray[np.uint64]:
+        answer = np.array(next(answers), dtype=np.uint64)
+        assert len(answer) == n
+        return answer
+
+    return words

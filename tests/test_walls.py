@@ -1,0 +1,69 @@
+"""The walls between the packages are the privacy boundary: they hold, and a breach in any of them is seen."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("ghostnet", "client", "server")
+
+# contract, file that breaks it, the line that does
+BREACHES = [
+    ("server-client", "server/publish.py", "from client import cohort"),
+    ("server-client", "server/anything.py", "import client.intake"),
+    ("shared", "ghostnet/plan.py", "import client.cohort"),
+    ("shared", "ghostnet/privacy/accounting.py", "from server import publish"),
+    ("cli", "client/policy.py", "import ghostnet.cli.main"),
+    ("cli", "ghostnet/plan.py", "from ghostnet.cli import main"),
+    ("flower", "client/site.py", "import flwr"),
+    ("flower", "ghostnet/training.py", "from flwr.app import Message"),
+    ("site", "client/app.py", "from client.cohort import load_cohorts"),
+    ("site", "client/app.py", "import client.intake"),
+    ("site", "client/app.py", "from client import preprocess"),
+    ("site", "client/app.py", "from client import deidentify"),
+    ("site", "client/config.py", "import client.cohort"),
+]
+
+
+def lint(folder: Path, *contracts: str) -> subprocess.CompletedProcess[str]:
+    run = "from importlinter.cli import lint_imports_command as run; run()"
+    command = [sys.executable, "-c", run, "--no-cache", *(f"--contract={contract}" for contract in contracts)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of the three packages that a test may damage."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_the_walls_hold() -> None:
+    result = lint(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("contract", "path", "line"), BREACHES)
+def test_a_breach_is_seen(house: Path, contract: str, path: str, line: str) -> None:
+    file = house / path
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text(f"{before}\n{line}\n", encoding="utf-8")
+    result = lint(house, contract)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "BROKEN" in result.stdout
+
+
+def test_a_detour_through_another_module_is_seen(house: Path) -> None:
+    (house / "ghostnet" / "detour.py").write_text("import client.cohort\n", encoding="utf-8")
+    publish = house / "server" / "detour.py"
+    publish.write_text("import ghostnet.detour\n", encoding="utf-8")
+    result = lint(house, "server-client")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "server.detour -> ghostnet.detour" in result.stdout
