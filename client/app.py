@@ -1,8 +1,8 @@
 """The hospital's Flower app: it forwards four requests to the site, and says nothing else.
 
-Code that arrives with a Flower run is never used here: the app bundle carries no code, and this module is the one that
-the hospital installed. Whatever goes wrong becomes a fixed sentence and a correlation id; the detail is written to the
-hospital's own log.
+GhostNet's app bundle carries no code: this module is the one that the hospital installed. (A hostile bundle could bring
+a module of the same name; docs/flower.md says how a hospital pins its own.) Whatever goes wrong becomes a fixed
+sentence and a correlation id; the detail is written to the hospital's own log.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict
         _arrays(message, protocol.PUBLIC),
         _text(message, "weights-sha256", limit=64),
     )
-    reply = _with_head(site, {protocol.ARRAYS: _record(counts)})
-    reply[protocol.CONFIG]["statement"] = json.dumps(statement)  # type: ignore[index]
-    return reply
+    return _with_head(site, {protocol.ARRAYS: _record(counts)}, statement=json.dumps(statement))
 
 
 def _answered(message: Message, handler: Handler, open_site: Callable[[], SiteConfig], progress: Progress) -> Message:
@@ -184,9 +182,9 @@ def _config(values: dict[str, str]) -> RecordDict:
     return RecordDict({protocol.CONFIG: ConfigRecord(dict(values))})
 
 
-def _with_head(site: Site, records: dict[str, ArrayRecord | MetricRecord]) -> RecordDict:
+def _with_head(site: Site, records: dict[str, ArrayRecord | MetricRecord], **more: str) -> RecordDict:
     reply = RecordDict(dict(records))
-    reply[protocol.CONFIG] = ConfigRecord({"ledger-head": site.ledger_head()})
+    reply[protocol.CONFIG] = ConfigRecord({"ledger-head": site.ledger_head(), **more})
     return reply
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
@@ -248,7 +249,7 @@ class Site:
         path.chmod(0o600)
 
     @cached_property
-    def _key(self) -> keys.Ed25519PrivateKey:
+    def _key(self) -> Ed25519PrivateKey:
         return keys.load_or_create_key(self.config.state / "site.key")
 
     def _run_folder(self, run_id: str) -> Path:

@@ -176,7 +176,9 @@ class LocalState:
         """Writes the state as safetensors; the file is replaced as a whole or not at all."""
         metadata = {"plan": self.plan.hash(), "step": str(self.step)}
         partial = path.with_name(path.name + ".part")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}, partial, metadata)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}, partial, metadata
+        )
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
@@ -194,7 +196,9 @@ class LocalState:
                 metadata = file.metadata() or {}
                 read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError) as error:
-            raise SiteError(f"training state {path} cannot be read ({type(error).__name__}); remove it to start anew") from None
+            raise SiteError(
+                f"training state {path} cannot be read ({type(error).__name__}); remove it to start anew"
+            ) from None
         if metadata.get("plan") != self.plan.hash() or not metadata.get("step", "").isdecimal():
             raise SiteError(f"training state {path} belongs to another plan; remove it to start anew")
         tensors = self._tensors()
@@ -271,7 +275,7 @@ def _view(images: torch.Tensor, plan: Plan, public: torch.Generator) -> torch.Te
 
 @torch.no_grad()
 def _move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) current, running statistics included."""
+    """Average <- decay average + (1 - decay) current, running statistics included."""
     now = current.state_dict()
     for name, tensor in average.state_dict().items():
         if tensor.is_floating_point():

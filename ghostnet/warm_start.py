@@ -59,6 +59,7 @@ def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
 
     Args:
         images: float (n, planes, h, w), in the plan's range.
+        plan: [warm_start] and the seed decide the features.
 
     Returns:
         float32 (n, block), every row of norm at most 1.
@@ -116,6 +117,7 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
 
     Args:
         released_mean: (embedding_size,) the sum of the hospitals' noisy sums, times any positive constant.
+        plan: of the release.
 
     Raises:
         FederationError: wrong length, not finite, or without any mass.
@@ -128,15 +130,15 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
     blocks = released_mean.reshape(len(plan.image.labels), -1)
     mass = blocks[:, -1] / MASS_WEIGHT  # (labels,)
     if float(mass.sum()) <= 0:
-        raise FederationError("the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier")
+        raise FederationError(
+            "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
+        )
     floor = SMALLEST_SHARE * mass.sum()
     mass = mass.clamp(min=floor)
     return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
 
 
-def embedding_loss(
-    images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan
-) -> torch.Tensor:
+def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Feature matching to the release: squared distance of class means, averaged over the classes drawn.
 
     An unbiased estimate: the distance that a finite batch has from its own expectation is taken out, so that a
@@ -146,6 +148,7 @@ def embedding_loss(
         images: float (b, planes, h, w) fakes, in the plan's range.
         labels: int64 (b,).
         released_mean: see `class_means`.
+        plan: of the release.
 
     Returns:
         Scalar. Reads only public and released values.
@@ -160,12 +163,8 @@ def embedding_loss(
     square = (sums.square().sum(1) - own) / pairs  # E<v, v'> over pairs of different fakes
     cross = (sums * target.means.to(sums)).sum(1) / counts.clamp(min=1)
     distance = square - 2 * cross + target.means.to(sums).square().sum(1)
-    enough = counts > 1
-    weight = enough * _WEIGHT(target.shares.to(sums))
-    return (weight * distance).sum() / weight.sum().clamp(min=1e-12)
-
-
-_WEIGHT = lambda s: torch.ones_like(s)
+    enough = counts > 1  # (labels,) a single fake has no pair
+    return (distance * enough).sum() / enough.sum().clamp(min=1)
 
 
 def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -181,9 +180,7 @@ def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
     return (images - smooth).square().mean()
 
 
-def fit_generator(
-    generator: nn.Module, released_mean: torch.Tensor, plan: Plan, progress: Progress = silent
-) -> None:
+def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan, progress: Progress = silent) -> None:
     """Fits the generator, in place, to the release: Adam, learning rate falling to 0 along a cosine.
 
     Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
@@ -191,6 +188,7 @@ def fit_generator(
     Args:
         generator: changed in place, left in training mode.
         released_mean: see `class_means`.
+        plan: [warm_start] gives steps, batch and learning rate.
         progress: told ("warm start", steps done, steps).
     """
     warm = plan.warm_start

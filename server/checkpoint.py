@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from ghostnet.errors import RunFolderError
@@ -65,7 +66,7 @@ class Checkpoint:
         return checkpoint
 
     @property
-    def key(self) -> keys.Ed25519PrivateKey:
+    def key(self) -> Ed25519PrivateKey:
         """The coordinator's signing key of this run."""
         return keys.load_or_create_key(self.out / "server" / "server.key")
 

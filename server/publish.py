@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ghostnet.plan import Plan
-from ghostnet.privacy import certificate, keys
+from ghostnet.privacy import certificate
 from ghostnet.privacy.claim import claim
 from ghostnet.privacy.statement import NOT_COVERED
 from ghostnet.progress import Progress
@@ -34,7 +35,7 @@ class Outcome:
     noisy_counts: np.ndarray | None
     counted: int
     timings: list[Timing]
-    key: keys.Ed25519PrivateKey
+    key: Ed25519PrivateKey
 
 
 def publish(outcome: Outcome, out: Path, progress: Progress) -> None:

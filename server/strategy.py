@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -65,7 +66,7 @@ class Conversation:
         grid: Grid,
         plan: Plan,
         run_id: str,
-        key: keys.Ed25519PrivateKey,
+        key: Ed25519PrivateKey,
         known_heads: Mapping[str, str],
     ) -> None:
         self.grid, self.plan, self.run_id = grid, plan, run_id

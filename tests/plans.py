@@ -20,7 +20,8 @@ latent = 8
 generator_width = 8
 discriminator_width = 8
 [privacy]
-epsilon = 20.0
+epsilon = 6.0
+noise_multiplier = 1.0
 delta = 1e-5
 sampling_rate = 0.3
 steps = 4

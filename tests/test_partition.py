@@ -30,7 +30,7 @@ def test_no_patient_is_at_two_hospitals_and_no_row_is_lost(tmp_path: Path, parti
 
 def test_a_skewed_partition_is_skewed(tmp_path: Path) -> None:
     data = write_striped_npz(tmp_path / "data.npz", patients=300)
-    write_sites(tmp_path / "sites", data, 3, "dirichlet:0.1", tiny_plan())
+    write_sites(tmp_path / "sites", data, 3, "dirichlet:0.3", tiny_plan())
     shares = [part["labels"].mean() for part in _rows(tmp_path / "sites").values()]
     assert max(shares) - min(shares) > 0.4
 

@@ -11,7 +11,7 @@ from ghostnet.errors import FederationError
 from ghostnet.models import build_generator
 from tests.plans import tiny_plan
 
-PLAN = tiny_plan(mean_image_weight="", range="", mask_channels="")
+PLAN = tiny_plan()
 
 
 def stripes(labels: torch.Tensor, size: int = 28, seed: int = 0) -> torch.Tensor:
@@ -36,7 +36,8 @@ def test_no_image_has_a_vector_longer_than_1(weight, pixel_range):
         warm_start=dataclasses.replace(PLAN.warm_start, mean_image_weight=weight),
     )
     low = -1.0 if pixel_range == "[-1,1]" else 0.0
-    extremes = torch.stack([torch.full((1, 28, 28), low), torch.ones(1, 28, 28), torch.rand(1, 28, 28) * (1 - low) + low])
+    some = torch.rand(1, 28, 28) * (1 - low) + low
+    extremes = torch.stack([torch.full((1, 28, 28), low), torch.ones(1, 28, 28), some])
     norms = warm_start.embed_images(extremes, plan).norm(dim=1)
     assert norms.max() <= 1 + 1e-5
     assert norms[:2].min() > 1 - 1e-5  # the bound is reached, so no budget is wasted on slack
@@ -52,7 +53,8 @@ def test_every_patient_has_one_vector_of_norm_at_most_1_whatever_their_images():
 
 
 def test_a_patient_with_both_labels_is_split_between_their_blocks():
-    vectors = warm_start.patient_embeddings(cohort([1, 3], [0, 0, 0, 0]), tiny_plan(images_per_patient="images_per_patient = 4"))
+    plan = tiny_plan(images_per_patient="images_per_patient = 4")
+    vectors = warm_start.patient_embeddings(cohort([1, 3], [0, 0, 0, 0]), plan)
     masses = vectors.reshape(2, -1)[:, -1] / warm_start.MASS_WEIGHT
     assert torch.allclose(masses, torch.tensor([0.25, 0.75]), atol=1e-6)
 
@@ -76,9 +78,8 @@ def test_blocks_of_patients_join_to_the_whole(monkeypatch):
 
 
 def test_an_empty_hospital_has_no_rows():
-    empty = Cohort(
-        images=torch.zeros(0, 1, 28, 28), labels=torch.zeros(0, dtype=torch.long), owners=torch.zeros(0, dtype=torch.long), patients=0
-    )
+    none = torch.zeros(0, dtype=torch.long)
+    empty = Cohort(images=torch.zeros(0, 1, 28, 28), labels=none, owners=none, patients=0)
     assert warm_start.patient_embeddings(empty, PLAN).shape == (0, warm_start.embedding_size(PLAN))
 
 
@@ -93,7 +94,8 @@ def test_class_shares_come_from_the_release_and_not_from_the_prior():
 
 def test_class_means_do_not_depend_on_the_scale_of_the_release():
     total = warm_start.patient_embeddings(cohort([30, 90]), PLAN).sum(0)
-    assert torch.allclose(warm_start.class_means(total, PLAN).means, warm_start.class_means(total / 77, PLAN).means, atol=1e-5)
+    means, scaled = (warm_start.class_means(t, PLAN).means for t in (total, total / 77))
+    assert torch.allclose(means, scaled, atol=1e-5)
 
 
 def test_a_class_whose_noisy_mass_is_negative_stays_finite():
@@ -135,10 +137,8 @@ def test_embedding_loss_ignores_a_class_with_a_single_fake():
 
 
 def test_fitted_generator_draws_the_planted_classes_from_a_noisy_unbalanced_release():
-    plan = tiny_plan(
-        batch="batch = 32", features="features = 200"
-    )
-    plan = dataclasses.replace(plan, warm_start=dataclasses.replace(plan.warm_start, steps=40))
+    plan = tiny_plan(batch="batch = 32", features="features = 200")
+    plan = dataclasses.replace(plan, warm_start=dataclasses.replace(plan.warm_start, steps=40, learning_rate=5e-3))
     vectors = warm_start.patient_embeddings(cohort([100, 300]), plan)
     release = vectors.sum(0) + 2 * torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(5))
     generator, seen = build_generator(plan), []
@@ -160,3 +160,12 @@ def test_every_party_has_the_same_random_features():
     assert first.shape == (14 * 14, 16)
     other = warm_start._frequencies(dataclasses.replace(PLAN, seed=4))
     assert not torch.equal(first, other)
+
+
+def test_smooth_images_hold_no_unseen_detail_and_pixel_patterns_do():
+    ramp = torch.linspace(-1, 1, 28).expand(2, 1, 28, 28)
+    checks = (torch.arange(28)[:, None] + torch.arange(28)) % 2 * 2.0 - 1
+    assert warm_start.unseen_detail(ramp, PLAN) < 1e-3
+    assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), PLAN) > 0.9
+    same_size = dataclasses.replace(PLAN, warm_start=dataclasses.replace(PLAN.warm_start, feature_size=28))
+    assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), same_size) == 0

@@ -95,9 +95,9 @@ def blank_text(pixels: NDArray[Pixel]) -> Blanked:
         MissingDependencyError: the detector is not installed (the image was NOT checked).
 
     Guarantee:
-        `clean` means that the detector finds nothing more, not that nothing is there. Measured on 47 files with
-        planted text and on drawn letters of 7 to 22 px in tests/client/test_burned_in.py and the docs. Not covered:
-        letters whose contrast the eye cannot see, handwriting, faces.
+        `clean` means that the detector finds nothing more, not that nothing is there. Of 39 short texts of 7 to 22 px
+        drawn on a real chest image of 256 px, 37 were covered; of 165 annotations in 16 files of an outside set, 150.
+        Not covered: small letters under acquisition noise, letters that blend into what is behind them, handwriting.
     """
     blanked = pixels.copy()
     done: list[Box] = []

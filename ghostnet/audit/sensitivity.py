@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -123,14 +123,16 @@ def random_neighbours(
         place = _integer(0, patients, generator)  # number of patients before the extra one
         cut = sum(owner < place for owner in owners)
         groups = torch.tensor(owners, dtype=torch.int64)
-        fake = {"fakes": fakes, "fake_labels": fake_labels, "fake_count": 8}
+        without = StepInput(
+            images=images, labels=labels, groups=groups, fakes=fakes, fake_labels=fake_labels, fake_count=8
+        )
         yield Neighbours(
-            without=StepInput(images=images, labels=labels, groups=groups, **fake),
-            with_patient=StepInput(
+            without=without,
+            with_patient=replace(
+                without,
                 images=torch.cat([images[:cut], extra, images[cut:]]),
                 labels=torch.cat([labels[:cut], extra_labels, labels[cut:]]),
                 groups=torch.cat([groups[:cut], torch.full((len(extra),), place), groups[cut:] + 1]),
-                **fake,
             ),
             description=f"trial {trial}: {patients} patients, one more with {len(extra)} {description}",
         )

@@ -8,11 +8,57 @@ from typing import Annotated
 import typer
 
 from ghostnet.cli.console import errors, progress_bars
-from ghostnet.cli.demo_data import write_demo_plan, write_hospitals
+from ghostnet.cli.demo_data import write_hospitals
 from ghostnet.cli.simulate import Engine, run, tell
 from ghostnet.plan import load_plan
 from ghostnet.privacy.claim import resolve
 from server.checkpoint import check_free
+
+DEMO_PLAN = """\
+# What the three demo hospitals agree on. Every key is explained in docs/examples/chest.toml.
+name = "demo"
+seed = 1
+
+[image]
+size = 32
+labels = ["normal", "lesion"]
+label_prior = [0.5, 0.5]
+mask_channels = 1
+
+[model]
+latent = 32
+generator_width = 32
+discriminator_width = 16
+
+[privacy]
+epsilon = 10.0
+delta = 1e-5
+sampling_rate = 0.25
+steps = 60
+fakes = 24
+
+[warm_start]
+noise_multiplier = 1.0
+features = 1000
+feature_size = 32
+steps = 300
+batch = 100
+
+[training]
+generator_delay = 20
+learning_rate_generator = 1e-4
+
+[federation]
+rounds = 2
+patients = 100
+min_hospitals = 3
+
+[utility]
+noise_multiplier = 2.0
+bins = 6
+synthetic_images = 1500
+classifier_steps = 200
+"""
 
 
 def demo(
@@ -28,10 +74,9 @@ def demo(
     """
     check_free(out, resume=resume)
     with progress_bars() as progress:
-        sites = sorted((out / "sites").glob("*/site.toml")) if resume else []
-        if not sites:
-            sites = write_hospitals(out / "sites", progress=progress)
-        plan_file = write_demo_plan(out / "sites")
+        sites = sorted((out / "sites").glob("*/site.toml")) or write_hospitals(out, progress=progress)
+        plan_file = out / "sites" / "plan.toml"
+        plan_file.write_text(DEMO_PLAN)
         run(plan_file, resolve(load_plan(plan_file)), out, sites, None, 0, "iid", Engine.EMBEDDED, resume, progress)
     tell(out, as_json=False)
     errors.print(f"check the certificate: ghostnet verify {out / 'sampler'}", highlight=False, soft_wrap=True)

@@ -264,12 +264,11 @@ def _add_noise(taken: Radiograph, scanner: Scanner, rng: np.random.Generator) ->
 def _burn(image: NDArray[np.float32], person: Person, rng: np.random.Generator) -> NDArray[np.float32]:
     """Name and birth date, as a console writes them: white on the image, after acquisition."""
     top = int(rng.choice([14, SIZE - 24]))
-    ink, outline = np.zeros((2, *image.shape), np.uint8)
+    ink = np.zeros(image.shape, np.uint8)
     for row, text in enumerate((person.burned_name, f"{person.birth_date} {person.patient_id}")):
         place = (4, top + 14 * row)
-        cv2.putText(outline, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 3, cv2.LINE_AA)
         cv2.putText(ink, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 1, cv2.LINE_AA)
-    darkened = image * (1 - outline / np.float32(255))
+    darkened = image * (1 - cv2.dilate(ink, np.ones((3, 3), np.uint8)) / np.float32(255))
     burned: NDArray[np.float32] = np.maximum(darkened, ink / np.float32(255)).astype(np.float32)
     return burned
 

@@ -66,16 +66,21 @@ class _Worker:
                 self.progress(*json.loads(data[1:]))
             return _parse(data[1:])
         except (EOFError, OSError):
-            self.stop()
+            self.forget()
             return Message(Error(code=protocol.FAILED, reason="the hospital's process ended"), reply_to=message)
 
-    def stop(self) -> None:
-        """Ends the process; it holds nothing that is not on disk."""
+    def kill(self) -> None:
+        """Ends the process, also one that is stopped or deep in a computation; it holds nothing that is not on disk."""
+        if self.process is not None:
+            self.process.kill()
+
+    def forget(self) -> None:
+        """Lets go of a process that has ended, so that the next message starts another."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
         if self.connection is not None:
             self.connection.close()
-        if self.process is not None:
-            self.process.terminate()
-            self.process.join(timeout=5)
         self.process = self.connection = None
 
 
@@ -101,14 +106,17 @@ class EmbeddedGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._arrived = threading.Condition()
         self._sent = 0
-        for worker in self._workers:
-            threading.Thread(target=self._work, args=(worker,), daemon=True).start()
+        self._threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in self._workers]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Stops the worker processes."""
-        for worker in self._workers:
+        """Stops the worker processes; what they were asked and did not answer is dropped."""
+        for worker, thread in zip(self._workers, self._threads, strict=True):
             worker.inbox.put(None)
-            worker.stop()
+            worker.kill()
+            thread.join()
+            worker.forget()
 
     def set_run(self, run: object) -> None:
         """Nothing to set: the grid serves one run."""

@@ -47,7 +47,7 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
     figures: dict[str, float] = {}
     for name, model in (("exact", synthetic), ("real", real)):
         for metric, value in classification.exact_figures(model, test, classes).items():
-            if metric in ("auc", "accuracy") and value is not None:
+            if metric in ("auc", "auc_by_patient", "accuracy") and value is not None:
                 figures[f"{metric}_{name}"] = value
     return figures
 

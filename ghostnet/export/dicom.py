@@ -16,7 +16,7 @@ from ghostnet.errors import MissingDependencyError
 
 try:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 except ImportError:
     raise MissingDependencyError("pydicom is not installed, DICOM needs it; run: pip install pydicom") from None
 
@@ -94,7 +94,7 @@ def _identify(dataset: Dataset, number: int, series: Series) -> None:
     date, time = series.moment.strftime("%Y%m%d"), series.moment.strftime("%H%M%S")
     dataset.SOPClassUID = SecondaryCaptureImageStorage
     dataset.SOPInstanceUID = generate_uid(prefix=None)
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = series.study_uid, series.series_uid
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = UID(series.study_uid), UID(series.series_uid)
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
     dataset.StudyDate, dataset.StudyTime = date, time
     dataset.StudyID, dataset.AccessionNumber, dataset.ReferringPhysicianName = "SYNTHETIC", "", ""

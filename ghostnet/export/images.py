@@ -52,7 +52,7 @@ def write_images(
     n: int,
     label: str | int | None,
     seed: int,
-    format: Format,
+    image_format: Format,
     out: Path,
     *,
     denoise: bool = False,
@@ -69,7 +69,7 @@ def write_images(
         n: number of images, at least 1.
         label: class name or index; None draws classes from the plan's public prior.
         seed: public seed of the images.
-        format: "png", "npz", "dicom" or "nifti".
+        image_format: "png", "npz", "dicom" or "nifti".
         out: the folder to make.
         denoise: also apply a 3x3 median; for samplers whose images are speckled.
         progress: told about images.
@@ -78,23 +78,23 @@ def write_images(
         Names of the files in the folder.
 
     Raises:
-        DataError: n, label, seed or format cannot be used.
+        DataError: n, label, seed or image_format cannot be used.
         MissingDependencyError: the format's library is not installed.
         RunFolderError: `out` holds something already, or cannot be written.
     """
-    if format not in get_args(Format):
-        raise DataError(f"format {format!r} is unknown; use one of: {', '.join(get_args(Format))}")
+    if image_format not in get_args(Format):
+        raise DataError(f"format {image_format!r} is unknown; use one of: {', '.join(get_args(Format))}")
     check_count(n, "n", low=1)
     sampler.label_index(label)
     refuse_existing(out)
     batches = _pictures(sampler, n, label, seed, denoise=denoise, progress=progress)
-    if format == "npz":
+    if image_format == "npz":
         with new_folder(out) as folder:
             _write_arrays(folder / ARRAYS_FILE, batches, sampler)
         return [ARRAYS_FILE]
-    write_file = _file_writer(format, sampler)
+    write_file = _file_writer(image_format, sampler)
     with new_folder(out) as folder:
-        rows = [_write_files(folder, picture, write_file, format, width=len(str(n - 1))) for picture in batches]
+        rows = [_write_files(folder, picture, write_file, image_format, width=len(str(n - 1))) for picture in batches]
         names = _write_table(folder / TABLE_FILE, rows)
     return names
 
@@ -127,21 +127,23 @@ def _write_arrays(path: Path, pictures: Any, sampler: Sampler) -> None:
     if sampler.config.image.mask_channels:
         masks = np.stack([picture.masks for picture in drawn])  # (n,m,h,w)
         arrays["masks"] = masks[:, 0] if masks.shape[1] == 1 else masks
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
-def _write_files(folder: Path, picture: Picture, write_file: FileWriter, format: Format, *, width: int) -> list[str]:
+def _write_files(
+    folder: Path, picture: Picture, write_file: FileWriter, image_format: Format, *, width: int
+) -> list[str]:
     """Writes one image and its masks; returns its row of labels.csv and any further mask names."""
     stem = f"{picture.number:0{width}d}_{_file_safe(picture.label)}"
     row = [write_file(folder, stem, picture), picture.label]
     for i, mask in enumerate(picture.masks):
         mask_stem = f"{stem}_mask" if len(picture.masks) == 1 else f"{stem}_mask{i + 1}"
-        row.append(_write_mask(folder, mask_stem, mask, format))
+        row.append(_write_mask(folder, mask_stem, mask, image_format))
     return row
 
 
-def _write_mask(folder: Path, stem: str, mask: np.ndarray, format: Format) -> str:
-    if format == "nifti":
+def _write_mask(folder: Path, stem: str, mask: np.ndarray, image_format: Format) -> str:
+    if image_format == "nifti":
         _optional("nifti").write_nifti(folder / f"{stem}.nii.gz", mask)
         return f"{stem}.nii.gz"
     _write_png(folder / f"{stem}.png", mask * np.uint8(255))
@@ -156,10 +158,10 @@ def _write_table(path: Path, rows: list[list[str]]) -> list[str]:
     return [name for row in rows for name in (row[0], *row[2:])] + [path.name]
 
 
-def _file_writer(format: Format, sampler: Sampler) -> FileWriter:
-    if format == "png":
+def _file_writer(image_format: Format, sampler: Sampler) -> FileWriter:
+    if image_format == "png":
         return lambda folder, stem, picture: _write_png(folder / f"{stem}.png", picture.pixels)
-    if format == "nifti":
+    if image_format == "nifti":
         nifti = _optional("nifti")
 
         def write_nifti(folder: Path, stem: str, picture: Picture) -> str:

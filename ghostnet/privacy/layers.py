@@ -106,19 +106,20 @@ def _flatten_fault(layer: nn.Module) -> Reason:
     return None if isinstance(first, int) and first >= 1 else f"it reshapes dimension {first}, the rows; start at 1"
 
 
-_ALLOWED: dict[type[nn.Module], Callable[[nn.Module], Reason] | None] = {
+Check = Callable[[nn.Module], Reason] | None
+
+_UNCONDITIONAL: tuple[type[nn.Module], ...] = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid),
+    *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.ZeroPad2d, nn.PixelUnshuffle),
+    *(nn.Linear, nn.GroupNorm, nn.LayerNorm),
+)
+
+_ALLOWED: dict[type[nn.Module], Check] = {
     nn.Conv2d: _conv_fault,
-    nn.Linear: None,
-    nn.GroupNorm: None,
-    nn.LayerNorm: None,
     nn.InstanceNorm2d: _instance_norm_fault,
     nn.Embedding: _embedding_fault,
     nn.Flatten: _flatten_fault,
     nn.Unflatten: _flatten_fault,
-} | dict.fromkeys(
-    (
-        *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity),
-        *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid),
-        *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.ZeroPad2d, nn.PixelUnshuffle),
-    )
-)
+    **dict.fromkeys(_UNCONDITIONAL),
+}

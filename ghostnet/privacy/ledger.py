@@ -28,6 +28,7 @@ from ghostnet.privacy.accounting import Event, event_to_dict
 from ghostnet.privacy.chain import ADJACENCY, FORMAT, UNIT, Chain, Entry
 from ghostnet.privacy.composition import compose
 from ghostnet.privacy.ledger_storage import (
+    check_present,
     check_witness,
     connect,
     connect_to_read,
@@ -74,8 +75,7 @@ class Ledger:
         self._chain = Chain()
         self._lock = lock_writer(path)
         try:
-            if not path.exists() and read_witness(path) is not None:
-                raise LedgerError(f"{path} is missing, {path.stem}.head beside it is not: put the newest copy back")
+            check_present(path)
             self._database = connect(path)
             try:
                 self._read(site)
@@ -341,7 +341,8 @@ def _over_budget(
     spent, asked = compose(before, delta)[0], compose(events, delta)[0]
     return BudgetError(
         f"B01: run {run_id} asks for epsilon {asked:.4f} where {spent:.4f} of {limit:.4f} is spent and "
-        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, per patient, add/remove); ask for fewer steps or more noise"
+        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, per patient, add/remove); "
+        "ask for fewer steps or more noise"
     )
 
 

@@ -123,9 +123,7 @@ def insert(database: sqlite3.Connection, entry: Entry, *, previous: str) -> None
     try:
         if entry.sequence == 1:
             database.execute(_SCHEMA)
-        newest = database.execute("SELECT hash FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
-        if entry.sequence > 1 and (newest is None or newest[0] != previous.encode()):
-            raise LedgerError("the ledger was changed by another program while it was open here")
+        _check_newest(database, entry, previous)
         row = (entry.sequence, entry.body, entry.hash)
         database.execute("INSERT INTO entries (sequence, body, hash) VALUES (?, ?, ?)", row)
         database.execute("COMMIT")
@@ -133,6 +131,12 @@ def insert(database: sqlite3.Connection, entry: Entry, *, previous: str) -> None
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
+
+
+def _check_newest(database: sqlite3.Connection, entry: Entry, previous: str) -> None:
+    newest = database.execute("SELECT hash FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+    if entry.sequence > 1 and (newest is None or newest[0] != previous.encode()):
+        raise LedgerError("the ledger was changed by another program while it was open here")
 
 
 def write_witness(path: Path, chain: Chain) -> None:
@@ -173,6 +177,16 @@ def read_witness(path: Path) -> tuple[int, str] | None:
     if not good:
         raise LedgerError(f"{witness} is damaged; put it back together with {path.name} from the newest copy of both")
     return sequence, head
+
+
+def check_present(path: Path) -> None:
+    """Refuses to start a new ledger where a witness remembers an old one.
+
+    Raises:
+        LedgerError: the database is missing, its witness is not.
+    """
+    if not path.exists() and read_witness(path) is not None:
+        raise LedgerError(f"{path} is missing, {path.stem}.head beside it is not: put the newest copy back")
 
 
 def check_witness(path: Path, witness: tuple[int, str], chain: Chain) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ghostnet.errors import PlanError
+from ghostnet.privacy.kernels import Forward, Groups, group_gradients
 from ghostnet.privacy.layers import check_discriminator, row_independent
 from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid
 
@@ -48,6 +49,7 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 class GradientEngine(Enum):
     """How per-patient gradients are computed; every choice gives the same sums up to rounding."""
 
+    KERNELS = "kernels"  # norms by book-keeping, then one weighted gradient (kernels.py)
     OPACUS_HOOKS = "opacus-hooks"  # Opacus's per-sample gradients, kept in memory
 
 
@@ -155,7 +157,7 @@ class PatientGradients:
     through it cost nothing extra.
     """
 
-    def __init__(self, discriminator: nn.Module, engine: GradientEngine = GradientEngine.OPACUS_HOOKS) -> None:
+    def __init__(self, discriminator: nn.Module, engine: GradientEngine = GradientEngine.KERNELS) -> None:
         """Checks the network; see `check_discriminator` for what is refused."""
         check_discriminator(discriminator)
         self._discriminator = discriminator
@@ -187,15 +189,15 @@ class PatientGradients:
         if physical_rows < 1:
             raise PlanError(f"physical_rows = {physical_rows} is less than 1; set it in [training] of plan.toml")
         check_discriminator(self._discriminator)  # again: a module can be changed after construction
-        parameters = {name: p for name, p in self._discriminator.named_parameters() if p.requires_grad}
-        total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-        with _opacus_hooks(self._discriminator), torch.enable_grad():
-            for batch in _physical_batches(rows, physical_rows):
-                losses = _weighted_losses(self._discriminator, batch, row_loss)
-                torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-                gradients = {name: _group_gradient(name, p, batch) for name, p in parameters.items()}
-                for name, part in _clip_and_sum(gradients, clip_norm).items():
-                    total[name] += part
+        total = {
+            name: torch.zeros_like(p, dtype=torch.float64)
+            for name, p in self._discriminator.named_parameters()
+            if p.requires_grad
+        }
+        clipped_batch = _ENGINES[self._engine]
+        for batch in _physical_batches(rows, physical_rows):
+            for name, part in clipped_batch(self._discriminator, batch, row_loss, clip_norm).items():
+                total[name] += part
         return total
 
 
@@ -252,15 +254,61 @@ def _slice(rows: Rows, start: int, stop: int, first_group: int, last_group: int)
     )
 
 
-def _weighted_losses(discriminator: nn.Module, rows: Rows, row_loss: RowLoss) -> Tensor:
+def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
     """Loss of each row over the number of rows of its group, from one forward; (r,)."""
-    logits = discriminator(rows.images.detach().contiguous(), rows.labels)  # (r,)
+    logits = forward(rows.images.detach().contiguous(), rows.labels)  # (r,)
     if logits.shape != (len(rows.images),):
         shape = tuple(logits.shape)
         raise PlanError(f"the discriminator returned shape {shape} for {len(rows.images)} rows, not one logit a row")
     # Under vmap the loss sees one row at a time: a batch mean or a relativistic loss cannot be expressed.
     losses = vmap(lambda logit, real: row_loss(logit[None], real[None])[0])(logits, rows.real)  # (r,)
     return losses / torch.bincount(rows.groups, minlength=rows.group_count)[rows.groups]
+
+
+def _clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
+    """(factor of each group (p,), whether its norm is finite (p,)); a group that is not counts as zero."""
+    finite = norm.isfinite()
+    return torch.where(finite, (clip_norm / norm).clamp(max=1.0), 0.0), finite  # C/0 = inf, clamped to 1
+
+
+def _clipped_by_kernels(discriminator: nn.Module, rows: Rows, row_loss: RowLoss, clip_norm: float) -> dict[str, Tensor]:
+    """One physical batch by book-keeping."""
+    groups = Groups(ids=rows.groups, sizes=tuple(torch.bincount(rows.groups).tolist()))
+    gradients = group_gradients(discriminator, lambda forward: _weighted_losses(forward, rows, row_loss), groups)
+    squared = torch.stack([gradient.squared_norm.double() for gradient in gradients.values()]).sum(0)
+    factors, finite = _clip_factors(squared.sqrt(), clip_norm)
+    if not bool(finite.all()):  # again without them: rows do not interact, and 0 x NaN would be NaN
+        kept = _without_groups(rows, ~finite)
+        return _clipped_by_kernels(discriminator, kept, row_loss, clip_norm) if kept.group_count else {}
+    return {name: gradient.weighted_sum(factors.to(rows.images.dtype)) for name, gradient in gradients.items()}
+
+
+def _without_groups(rows: Rows, unwanted: Tensor) -> Rows:
+    keep = ~unwanted[rows.groups]
+    renumbered = (~unwanted).cumsum(0) - 1
+    return Rows(
+        images=rows.images[keep],
+        labels=rows.labels[keep],
+        groups=renumbered[rows.groups[keep]],
+        real=rows.real[keep],
+        group_count=int((~unwanted).sum()),
+    )
+
+
+def _clipped_by_opacus(discriminator: nn.Module, rows: Rows, row_loss: RowLoss, clip_norm: float) -> dict[str, Tensor]:
+    """One physical batch by Opacus's per-sample gradients."""
+    parameters = {name: p for name, p in discriminator.named_parameters() if p.requires_grad}
+    with _opacus_hooks(discriminator), torch.enable_grad():
+        losses = _weighted_losses(discriminator, rows, row_loss)
+        torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+        gradients = {name: _group_gradient(name, p, rows) for name, p in parameters.items()}
+    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients.values()]
+    factors, finite = _clip_factors(torch.linalg.vector_norm(torch.stack(norms), dim=0), clip_norm)
+    summed = {}
+    for name, gradient in gradients.items():
+        gradient[~finite] = 0.0  # 0 * NaN is NaN
+        summed[name] = (factors.to(gradient.dtype) @ gradient.flatten(1)).reshape(gradient.shape[1:])
+    return summed
 
 
 @contextmanager
@@ -296,14 +344,4 @@ def _group_gradient(name: str, parameter: nn.Parameter, rows: Rows) -> Tensor:
     return per_row.new_zeros(rows.group_count, *parameter.shape).index_add_(0, rows.groups, per_row)
 
 
-def _clip_and_sum(gradients: dict[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
-    """Sum over groups (dimension 0) of gradients scaled to at most `clip_norm`; not finite counts as zero."""
-    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients.values()]
-    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (p,), in float64: finite entries cannot overflow it
-    finite = norm.isfinite()
-    factor = torch.where(finite, (clip_norm / norm).clamp(max=1.0), 0.0)  # 0/0 never: C/0 = inf, clamped to 1
-    summed = {}
-    for name, gradient in gradients.items():
-        gradient[~finite] = 0.0  # 0 * NaN is NaN
-        summed[name] = (factor.to(gradient.dtype) @ gradient.flatten(1)).reshape(gradient.shape[1:])
-    return summed
+_ENGINES = {GradientEngine.KERNELS: _clipped_by_kernels, GradientEngine.OPACUS_HOOKS: _clipped_by_opacus}

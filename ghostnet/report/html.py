@@ -23,10 +23,12 @@ from ghostnet.sampler import Sampler, to_uint8
 
 METRIC_NAMES = {"auc": "area under the ROC curve", "accuracy": "accuracy"}
 SIMULATION_NAMES = {
-    "auc_exact": "the same classifier, exact",
-    "auc_real": "trained on the real images",
-    "accuracy_exact": "the same classifier, exact",
-    "accuracy_real": "trained on the real images",
+    "auc_exact": "exact area, each image once",
+    "auc_exact_by_patient": "exact area, each patient once",
+    "auc_real": "area when trained on the real images",
+    "accuracy_exact": "exact accuracy, each image once",
+    "accuracy_exact_by_patient": "exact accuracy, each patient once",
+    "accuracy_real": "accuracy when trained on the real images",
 }
 LARGEST_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
 
@@ -80,7 +82,7 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
     classification = report.get("utility", {}).get("classification")
     sites = report.get("sites", [])
     return environment.from_string(PAGE).render(
-        style=jinja2.utils.markupsafe.Markup(STYLE),  # noqa: S704 - our own constant
+        style=STYLE,
         plan=plan,
         privacy=privacy,
         run_id=report.get("run_id", ""),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 INK, FAINT, DEEP, LIGHT, WARM = "#1f2a37", "#8a94a3", "#0f766e", "#99d5cd", "#b45309"
 DPI = 200
-FONT = {"family": "sans-serif", "size": 9}
+FONT_SIZE = 9
 
 
 def round_chart(rounds: Sequence[Mapping[str, Any]]) -> bytes:
@@ -32,7 +32,7 @@ def round_chart(rounds: Sequence[Mapping[str, Any]]) -> bytes:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=FONT_SIZE, labelcolor=INK)
     return _png(figure, axes)
 
 
@@ -67,7 +67,7 @@ def _png(figure: Figure, axes: Axes) -> bytes:
     axes.tick_params(axis="x", colors=FAINT)
     axes.xaxis.label.set_color(FAINT)
     for text in (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label):
-        text.set_fontsize(FONT["size"])
+        text.set_fontsize(FONT_SIZE)
     figure.set_layout_engine("constrained")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})

@@ -37,6 +37,7 @@ REPLICATES = 2000
 COVERAGE = 0.95
 REACH = 0.8  # quantile of one side's synthetic scores up to which edges are laid
 METHOD = (
+    "each patient counts once; "
     "counts released with Gaussian noise and added over the hospitals; figures from the noisy counts as they are "
     f"(negative cells kept: cutting them would bias); {COVERAGE:.0%} basic bootstrap interval: patients redrawn from "
     f"the counts projected to be non-negative, fresh noise of the released size added, {REPLICATES} times"

@@ -172,7 +172,8 @@ def test_only_the_sites_user_can_read_what_is_kept(tmp_path: Path) -> None:
 def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     config = write_hospital(tmp_path, patients=6, images=2)
     code = (
-        "import sys; from pathlib import Path; from client.config import load_site; from client.cohort import load_cohorts;"
+        "import sys; from pathlib import Path;"
+        "from client.config import load_site; from client.cohort import load_cohorts;"
         "from tests.client.dicom_files import SECRET, image_spec;"
         "c = load_cohorts(load_site(Path(sys.argv[1])), image_spec(), SECRET);"
         "print(c.table.from_cache, float(c.train.images.double().sum()), len(c.train.images))"

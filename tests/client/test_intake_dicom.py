@@ -105,7 +105,13 @@ def test_a_lossless_syntax_decodes_to_the_native_pixels(tmp_path: Path, syntax: 
 
 
 def test_decoded_pixels_are_pydicoms_own(tmp_path: Path) -> None:
-    for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_bigendian.dcm"):
+    for name in (
+        "CT_small.dcm",
+        "MR_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_bigendian.dcm",
+    ):
         path = str(get_testdata_file(name))
         expected = pydicom.dcmread(path)
         slope, intercept = float(expected.get("RescaleSlope", 1)), float(expected.get("RescaleIntercept", 0))
@@ -198,7 +204,9 @@ def test_trust_holds_for_the_listed_modalities_only(tmp_path: Path) -> None:
         ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, Code.FLAT),
     ],
 )
-def test_an_impossible_header_is_refused_before_decoding(tmp_path: Path, attributes: dict[str, Any], code: Code) -> None:
+def test_an_impossible_header_is_refused_before_decoding(
+    tmp_path: Path, attributes: dict[str, Any], code: Code
+) -> None:
     dataset = dicom(picture())
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
@@ -224,7 +232,9 @@ def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> Non
     chunk = bytes(1 << 20)
     body = squeeze.compress(data[meta:]) + b"".join(squeeze.compress(chunk) for _ in range(40)) + squeeze.flush()
     bomb = tmp_path / "bomb.dcm"
-    bomb.write_bytes(packed.read_bytes()[: 132 + 12 + int(pydicom.dcmread(packed).file_meta.FileMetaInformationGroupLength)] + body)
+    bomb.write_bytes(
+        packed.read_bytes()[: 132 + 12 + int(pydicom.dcmread(packed).file_meta.FileMetaInformationGroupLength)] + body
+    )
     assert bomb.stat().st_size < 100_000
     with pytest.raises(Refused) as caught:
         read_dicom(bomb, file_bytes=1 << 20, pixels=1_000_000)
@@ -250,6 +260,18 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path: Path) -> None:
             tasks.append(Task(path=path))
     outcomes = prepare(tasks)
     assert all(isinstance(outcome, Code) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_a_fragment_shorter_than_it_says_is_truncated(tmp_path: Path, syntax: str) -> None:
+    dataset = dicom(picture())
+    dataset.compress(syntax)
+    (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    half = frame[: len(frame) // 4 * 2]
+    packed = pydicom.encaps.encapsulate([half])
+    at = packed.index(half)
+    dataset.PixelData = packed[: at - 4] + len(frame).to_bytes(4, "little") + packed[at:]
+    assert refused(save(dataset, tmp_path / "a.dcm")) is Code.TRUNCATED
 
 
 def test_no_patient_no_image(tmp_path: Path) -> None:
@@ -336,7 +358,13 @@ def test_stopping_early_leaves_no_worker(tmp_path: Path, good: Path) -> None:
 def test_every_bundled_or_mutated_file_is_an_image_or_a_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bundled = sorted(Path(str(get_testdata_file("CT_small.dcm"))).parent.rglob("*"))
     tasks = [Task(path=path) for path in bundled if path.is_file()]
-    seeds = ("CT_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPEG-lossy.dcm", "MR_small_jpeg_ls_lossless.dcm")
+    seeds = (
+        "CT_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "JPEG-lossy.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+    )
     rng = random.Random(7)
     for name in seeds:
         data = Path(str(get_testdata_file(name))).read_bytes()
@@ -375,8 +403,15 @@ class Plants:
 
 
 def plant_everywhere(dataset: Dataset, plants: Plants) -> None:
-    """PHI in every place a DICOM file has for it: named, nested, private, curves, overlays, meta, preamble, trailing."""
-    for keyword in ("PatientName", "PatientAddress", "InstitutionName", "StudyDescription", "ImageComments", "ViewPosition"):
+    """PHI in every place a DICOM file has for it: named, nested, private, curves, overlays, meta, preamble."""
+    for keyword in (
+        "PatientName",
+        "PatientAddress",
+        "InstitutionName",
+        "StudyDescription",
+        "ImageComments",
+        "ViewPosition",
+    ):
         setattr(dataset, keyword, plants.text())
     dataset.PatientID = plants.text()
     dataset.PatientBirthDate = "19610203"
@@ -460,7 +495,9 @@ def test_no_planted_identifier_is_in_any_byte_that_is_kept(tmp_path: Path, capfd
     assert b"19610203" not in data
 
 
-def test_a_header_that_pydicom_quotes_in_warnings_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_header_that_pydicom_quotes_in_warnings_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     dataset = dicom(picture())
     path = save(dataset, tmp_path / "a.dcm")
     data = path.read_bytes()

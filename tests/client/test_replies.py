@@ -16,7 +16,8 @@ ARRAYS = {"noised_sum": np.arange(5, dtype=np.float32)}
 
 def test_a_stored_answer_comes_back_byte_for_byte(tmp_path: Path) -> None:
     digest = write_reply(tmp_path / "warm_start.safetensors", ARRAYS)
-    np.testing.assert_array_equal(read_reply(tmp_path / "warm_start.safetensors", digest)["noised_sum"], ARRAYS["noised_sum"])
+    stored = read_reply(tmp_path / "warm_start.safetensors", digest)
+    np.testing.assert_array_equal(stored["noised_sum"], ARRAYS["noised_sum"])
 
 
 def test_a_changed_or_missing_answer_is_never_drawn_again(tmp_path: Path) -> None:

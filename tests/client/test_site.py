@@ -47,7 +47,7 @@ def plan() -> Plan:
 @pytest.fixture
 def site_file(tmp_path: Path) -> Path:
     write_striped_npz(tmp_path / "data.npz")
-    (tmp_path / "site.toml").write_text(SITE.format(epsilon=25.0))
+    (tmp_path / "site.toml").write_text(SITE.format(epsilon=6.0))
     return tmp_path / "site.toml"
 
 
@@ -118,7 +118,8 @@ def test_a_hospital_killed_between_reading_and_answering_never_answers_that_requ
     command = [sys.executable, "-c", KILLED, str(site_file), str(tmp_path / "plan.toml"), run_id]
     assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
     site = Site(load_site(site_file))
-    before = Ledger.open(site.config.ledger_path).spent(1e-5).epsilon_pld
+    with Ledger.open(site.config.ledger_path) as ledger:
+        before = ledger.spent(1e-5).epsilon_pld
     site.join(plan, run_id)
     with pytest.raises(LedgerError):
         site.warm_start(plan, run_id)
@@ -133,7 +134,7 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
         folder = tmp_path / str(patients)
         folder.mkdir()
         write_striped_npz(folder / "data.npz", patients=patients)
-        (folder / "site.toml").write_text(SITE.format(epsilon=25.0))
+        (folder / "site.toml").write_text(SITE.format(epsilon=6.0))
         site, run_id = Site(load_site(folder / "site.toml")), secrets.token_hex(16)
         site.join(plan, run_id)
         answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, to_arrays(build_generator(plan)), {})}

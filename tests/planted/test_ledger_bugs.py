@@ -17,7 +17,6 @@ from ghostnet.errors import BudgetError, LedgerError, PolicyError
 from ghostnet.privacy import ledger as ledger_module
 from ghostnet.privacy import ledger_storage
 from ghostnet.privacy.accounting import Event, epsilon_pld
-from ghostnet.privacy.chain import Chain
 from ghostnet.privacy.ledger import Ledger, Spent, State, verify_ledger
 from tests.plans import tiny_plan
 from tests.privacy.ledger_site import check, fork, hospital

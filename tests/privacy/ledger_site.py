@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -144,6 +145,20 @@ def check(folder: Path, before: list[str]) -> tuple[list[str], list[str]]:
     return bodies, faults
 
 
+def _nothing() -> None:
+    pass
+
+
+def _starts(killer: LineKiller, late: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+    """When the killer starts to count: before the ledger opens, or after."""
+    return (_nothing, killer.start) if late else (killer.start, _nothing)
+
+
+def _doomed(house: Path, run: str, start_early: Callable[[], None], start_late: Callable[[], None]) -> None:
+    start_early()
+    hospital(house, run, start_late)
+
+
 def torture(folder: Path, line_kills: int, timed_kills: int, seed: int) -> dict[str, Any]:
     """Kills hospitals until both counts are reached."""
     chance = random.Random(seed)  # noqa: S311  where to kill is no secret
@@ -162,13 +177,8 @@ def torture(folder: Path, line_kills: int, timed_kills: int, seed: int) -> dict[
         timed = done["line"] >= line_kills
         late = chance.random() < 0.7  # most kills where something is written, the others also while it opens
         killer = LineKiller(chance.randint(1, after_open if late else whole))
-
-        def work() -> None:
-            if not (timed or late):
-                killer.start()
-            hospital(house, run, killer.start if late and not timed else lambda: None)
-
-        child = fork(work)
+        start_early, start_late = (_nothing, _nothing) if timed else _starts(killer, late)
+        child = fork(partial(_doomed, house, run, start_early, start_late))
         if timed:
             time.sleep(chance.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)

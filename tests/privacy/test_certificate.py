@@ -1,4 +1,4 @@
-"""The certificate: every byte of the folder is bound, every claim recomputed, and each lie is caught by its own check."""
+"""The certificate: every byte of the folder is bound, every claim recomputed, each lie caught by its own check."""
 
 from __future__ import annotations
 

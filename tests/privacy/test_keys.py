@@ -19,6 +19,7 @@ from ghostnet.errors import SiteError
 from ghostnet.privacy import keys
 
 DOCUMENT = {"site": "north", "epsilon": 3.5, "events": [1, 2]}
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
 
 

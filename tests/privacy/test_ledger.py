@@ -29,6 +29,8 @@ from ghostnet.privacy.ledger import Ledger, verify_ledger
 from ghostnet.privacy.ledger_storage import replay
 from tests.privacy.ledgers import DELTA, EVENTS, WARM, busy_ledger, digest, execute, forge, reserve, rows
 
+# The children use nothing but the ledger; Python 3.12 warns about any fork beside other threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -511,7 +513,8 @@ def test_a_damaged_witness_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_old_copy_with_its_witness_is_noticed_by_the_head_that_the_server_knows(tmp_path: Path) -> None:
-    path = busy_ledger(tmp_path / "now" if (tmp_path / "now").mkdir() is None else tmp_path)
+    (tmp_path / "now").mkdir()
+    path = busy_ledger(tmp_path / "now")
     shutil.copytree(path.parent, tmp_path / "backup")
     with Ledger.open(path) as ledger:
         reserve(ledger, "run-3", events=(WARM,))
@@ -581,6 +584,11 @@ def in_child(work: Callable[[], None]) -> None:
     assert child.exitcode == 0
 
 
+def fill(ledger: Ledger) -> None:
+    for i in range(100):
+        reserve(ledger, f"full-{i}", epsilon=1000.0)
+
+
 def test_a_full_disk_refuses_and_what_was_stored_stays_whole(tmp_path: Path) -> None:
     path = busy_ledger(tmp_path)
     before = [entry.body for entry in verify_ledger(path)]
@@ -591,8 +599,7 @@ def test_a_full_disk_refuses_and_what_was_stored_stays_whole(tmp_path: Path) -> 
         size = path.stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         with pytest.raises(LedgerError, match="nothing more is released"):
-            for i in range(100):
-                reserve(ledger, f"full-{i}", epsilon=1000.0)
+            fill(ledger)
         for use in (ledger.head, lambda: ledger.begin("run-1", "round-1"), lambda: ledger.spent(DELTA)):
             with pytest.raises(LedgerError, match="open it again"):
                 use()
