@@ -280,7 +280,8 @@ def _clipped_by_kernels(discriminator: nn.Module, rows: Rows, row_loss: RowLoss,
     if not bool(finite.all()):  # again without them: rows do not interact, and 0 x NaN would be NaN
         kept = _without_groups(rows, ~finite)
         return _clipped_by_kernels(discriminator, kept, row_loss, clip_norm) if kept.group_count else {}
-    return {name: gradient.weighted_sum(factors.to(rows.images.dtype)) for name, gradient in gradients.items()}
+    with torch.no_grad():
+        return {name: g.weighted_sum(factors.to(g.squared_norm.dtype)) for name, g in gradients.items()}
 
 
 def _without_groups(rows: Rows, unwanted: Tensor) -> Rows:

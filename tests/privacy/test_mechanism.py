@@ -90,7 +90,7 @@ def test_physical_batches_do_not_change_the_sum(engine: GradientEngine, physical
     discriminator, rows = build_small(), example_rows([1, 3, 2, 4, 1, 1], fakes=6)
     whole = clipped(discriminator, rows, engine)
     parts = clipped(discriminator, rows, engine, physical_rows=physical_rows)
-    assert float((whole - parts).norm()) < 1e-6 * float(whole.norm())
+    assert float((whole - parts).norm()) < 5e-6 * float(whole.norm())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

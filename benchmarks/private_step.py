@@ -1,0 +1,211 @@
+"""What privacy costs one discriminator step, beside Opacus's own modules.
+
+    python -m benchmarks.private_step [--json] [--batch 64] [--threads 1] [--repeats 9]
+
+Variants run in turn in one process, on the same network, images and loss: forward, backward, clip each row, sum.
+Times are CPU time (`time.process_time`), medians over the repeats; the ratio is the median of each round's ratio to
+the plain step, which a busy machine disturbs least. Peak memory is the growth of a fresh process's resident set in one
+step. Noise is the same whatever computes the sum, so it has its own line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ghostnet.losses import discriminator_loss
+from ghostnet.models.dcgan import Discriminator
+from ghostnet.privacy.mechanism import GradientEngine, PatientGradients, Rows, noised_sum
+from ghostnet.privacy.noise import SystemEntropy
+
+Step = Callable[[], object]
+CLIP_NORM = 1.0
+REPORTED = {
+    "plain": "forward and backward, no privacy",
+    "ghostnet": "GhostNet, kernels",
+    "ghostnet, 2 images a patient": "GhostNet, kernels, rows in pairs",
+    "opacus hooks": "Opacus GradSampleModule, clip, sum",
+    "opacus ghost": "Opacus ghost clipping",
+}
+
+
+def main() -> None:
+    """Runs the benchmark and prints a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64, help="rows of a step")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds; each runs every variant once")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments.batch, arguments.threads, arguments.repeats)
+    print(json.dumps(result, indent=2) if arguments.json else table(result))
+
+
+def measure(batch: int, threads: int, repeats: int) -> dict[str, object]:
+    """Times every variant, interleaved, and measures each one's memory in a process of its own."""
+    steps = {name: build(name, batch) for name in REPORTED}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    variants = {
+        name: {
+            "cpu_ms": 1e3 * statistics.median(times),
+            "ratio_to_plain": statistics.median(t / p for t, p in zip(times, seconds["plain"], strict=True)),
+            "peak_memory_mib": peak_memory_mib(name, batch, threads),
+        }
+        for name, times in seconds.items()
+    }
+    return {
+        "network": "DCGAN 64x64 discriminator, GroupNorm, 2 labels",
+        "parameters": sum(p.numel() for p in network().parameters()),
+        "batch": batch,
+        "threads": threads,
+        "repeats": repeats,
+        "variants": variants,
+        "noise_cpu_ms": 1e3 * noise_seconds(repeats),
+    }
+
+
+def table(result: dict[str, object]) -> str:
+    """The result as text."""
+    lines = ["{network}, {parameters:,} parameters, batch {batch}, {threads} thread(s)".format(**result), ""]
+    lines += [f"{'variant':38s} {'CPU ms':>8s} {'x plain':>8s} {'peak MiB':>9s}"]
+    for name, row in result["variants"].items():  # type: ignore[attr-defined]
+        figures = f"{row['cpu_ms']:8.0f} {row['ratio_to_plain']:8.2f} {row['peak_memory_mib']:9.0f}"
+        lines.append(f"{REPORTED[name]:38s} {figures}")
+    lines += ["", f"noise, once a step of any size: {result['noise_cpu_ms']:.0f} ms"]
+    return "\n".join(lines)
+
+
+def network() -> Discriminator:
+    """The product's discriminator at 64 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Discriminator(size=64, planes=1, labels=2, width=64, norm="group")
+
+
+def example(batch: int, rows_per_group: int = 1) -> Rows:
+    """Random rows, one group each, or `rows_per_group` rows each."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(batch) // rows_per_group
+    return Rows(
+        images=torch.randn(batch, 1, 64, 64, generator=generator),
+        labels=torch.arange(batch) % 2,
+        groups=groups,
+        real=groups % 2 == 0,
+        group_count=int(groups[-1]) + 1,
+    )
+
+
+def build(name: str, batch: int) -> Step:
+    """One step of a variant, ready to run."""
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    rows = example(batch, 2 if "2 images" in name else 1)
+    if name == "plain":
+        return _plain(rows)
+    if name == "opacus hooks":
+        return _opacus_hooks(rows)
+    if name == "opacus ghost":
+        return _opacus_ghost(rows)
+    gradients, loss = PatientGradients(network(), GradientEngine.KERNELS), discriminator_loss("non-saturating")
+    return lambda: gradients.clipped_sum(rows, loss, clip_norm=CLIP_NORM, physical_rows=batch)
+
+
+def _plain(rows: Rows) -> Step:
+    model = network()
+
+    def step() -> None:
+        model.zero_grad()
+        binary_cross_entropy_with_logits(model(rows.images, rows.labels), rows.real.float()).backward()
+
+    return step
+
+
+def _opacus_hooks(rows: Rows) -> Step:
+    from opacus.grad_sample import GradSampleModule
+
+    model = GradSampleModule(network(), loss_reduction="sum")
+    parameters = list(model.parameters())
+
+    def step() -> list[Tensor]:
+        model.zero_grad()
+        logits = model(rows.images, rows.labels)
+        binary_cross_entropy_with_logits(logits, rows.real.float(), reduction="sum").backward()
+        norms = torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in parameters], 1).norm(dim=1)
+        factors = (CLIP_NORM / norms).clamp(max=1.0)
+        summed = [(factors @ p.grad_sample.flatten(1)).view_as(p) for p in parameters]
+        for p in parameters:
+            p.grad_sample = None
+        return summed
+
+    return step
+
+
+def _opacus_ghost(rows: Rows) -> Step:
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    model = GradSampleModuleFastGradientClipping(
+        network(), max_grad_norm=CLIP_NORM, use_ghost_clipping=True, loss_reduction="mean"
+    )
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        noise_multiplier=0.0,
+        max_grad_norm=CLIP_NORM,
+        expected_batch_size=len(rows.images),
+    )
+    criterion = DPLossFastGradientClipping(model, optimizer, torch.nn.BCEWithLogitsLoss(), loss_reduction="mean")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        criterion(model(rows.images, rows.labels), rows.real.float()).backward()
+
+    return step
+
+
+def noise_seconds(repeats: int) -> float:
+    """CPU time of one step's noise."""
+    summed = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in network().named_parameters()}
+    times = []
+    for _ in range(min(repeats, 3)):
+        start = time.process_time()
+        noised_sum(summed, clip_norm=CLIP_NORM, noise_multiplier=1.0, entropy=SystemEntropy())
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def peak_memory_mib(name: str, batch: int, threads: int) -> float:
+    """Growth of a fresh process's largest resident set in the second step of this size, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_grown_mib, (name, batch, threads))
+
+
+def _grown_mib(name: str, batch: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    build(name, 2)()  # imports and first-use buffers
+    step = build(name, batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+if __name__ == "__main__":
+    main()
