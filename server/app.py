@@ -86,6 +86,7 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
         checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
         checkpoint.save_round(0, to_arrays(generator))
+        checkpoint.note_heads(conversation.hospitals.values())
 
     # Adversarial rounds: generators out, locally trained generators back, averaged.
     _train(conversation, plan, generator, checkpoint, progress)
@@ -94,6 +95,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
     final = to_arrays(generator)
     classifier, edges = _classifier(generator, plan, progress)
     noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
+    checkpoint.note_heads(conversation.hospitals.values())
+    _require_all_signed(conversation, checkpoint)
     outcome = Outcome(
         plan=plan,
         run_id=checkpoint.run_id,
@@ -105,7 +108,6 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         key=checkpoint.key,
     )
     publish(outcome, checkpoint.out, progress)
-    checkpoint.note_heads(conversation.hospitals.values())
     checkpoint.finish()
 
 
@@ -183,6 +185,16 @@ def _finish(
     cells = classification.cell_count(len(plan.image.labels), plan.utility.bins)
     expected = {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)}
     return sum_replies(replies, protocol.NOISED_COUNTS, expected)
+
+
+def _require_all_signed(conversation: Conversation, checkpoint: Checkpoint) -> None:
+    """A certificate names every hospital whose patients the generator learned from, or there is none."""
+    signed = {hospital.name for hospital in conversation.hospitals.values() if hospital.statement is not None}
+    unsigned = [name for name in checkpoint.contributors if name not in signed]
+    if unsigned:
+        raise FederationError(
+            f"{', '.join(unsigned)} took part and did not sign; nothing is published without: resume once they are back"
+        )
 
 
 app = build_app()

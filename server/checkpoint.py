@@ -35,6 +35,7 @@ class Checkpoint:
     rounds_done: int = 0
     finished: bool = False
     heads: dict[str, str] = field(default_factory=dict)
+    contributors: list[str] = field(default_factory=list)
     past_timings: list[Timing] = field(default_factory=list)
     arrays: dict[str, Arrays] = field(default_factory=dict)
 
@@ -84,8 +85,11 @@ class Checkpoint:
         self._write_record()
 
     def note_heads(self, hospitals: Iterable[Hospital]) -> None:
-        """Keeps the newest ledger head of each hospital, to notice one that went back in time."""
-        self.heads.update({hospital.name: hospital.ledger_head for hospital in hospitals})
+        """Keeps the newest ledger head of each hospital, to notice one that went back in time; and who has released."""
+        for hospital in hospitals:
+            self.heads[hospital.name] = hospital.ledger_head
+            if hospital.answered and hospital.name not in self.contributors:
+                self.contributors.append(hospital.name)
         self._write_record()
 
     def timings(self, new: Iterable[Timing]) -> list[Timing]:
@@ -104,6 +108,7 @@ class Checkpoint:
             "rounds_done": self.rounds_done,
             "finished": self.finished,
             "heads": self.heads,
+            "contributors": self.contributors,
             "timings": [dataclasses.asdict(timing) for timing in self.past_timings],
         }
         _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
-from ghostnet.privacy import certificate
+from ghostnet.privacy import certificate, keys
 from ghostnet.privacy.claim import claim
 from ghostnet.privacy.statement import NOT_COVERED
 from ghostnet.progress import Progress
@@ -55,10 +56,20 @@ def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
         other_files={file.name: certificate.file_sha256(file) for file in staged.iterdir() if file.name not in bound},
     )
     certificate.write_certificate(staged, document)
+    _require_verified(staged, outcome)
     staged.replace(out / "sampler")
     progress("publish", 1, 2)
     write_report(out, report(outcome), draw_figures(Sampler.load(out / "sampler")))
     progress("publish", 2, 2)
+
+
+def _require_verified(folder: Path, outcome: Outcome) -> None:
+    """Whoever receives the sampler will check it; so does whoever publishes it, with the keys that it was told."""
+    told = {hospital.name: hospital.public_key for hospital in outcome.hospitals if hospital.statement is not None}
+    told["server"] = keys.public_hex(outcome.key)
+    failed = [check for check in certificate.verify_sampler(folder, trusted_keys=told) if not check.passed]
+    if failed:
+        raise VerifyError(f"nothing is published: {failed[0].name} does not hold: {failed[0].detail}")
 
 
 def report(outcome: Outcome) -> dict[str, object]:

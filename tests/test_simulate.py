@@ -58,7 +58,7 @@ def test_the_sampler_of_a_run_verifies_offline_and_one_changed_byte_does_not(run
     (copy / "model.safetensors").write_bytes(bytes(weights))
     failed = ghostnet("verify", copy, check=False)
     assert failed.returncode == 9
-    assert "weights" in failed.stderr
+    assert "file model.safetensors failed" in failed.stderr
     assert "FAIL" in failed.stdout
 
 
@@ -101,7 +101,7 @@ def test_a_finished_run_is_never_overwritten(run_folder: Path) -> None:
 
 def test_a_run_killed_in_training_resumes_without_a_second_charge(tmp_path: Path) -> None:
     data = write_striped_npz(tmp_path / "data.npz")
-    (tmp_path / "plan.toml").write_text(tiny_plan_text(steps="steps = 60", rounds="rounds = 6"))
+    (tmp_path / "plan.toml").write_text(tiny_plan_text(epsilon="epsilon = 20.0", steps="steps = 60", rounds="rounds = 6"))
     command = [sys.executable, "-m", "ghostnet.cli", "simulate", str(tmp_path / "plan.toml"), "--data", str(data)]
     command += ["--sites", "2", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)  # noqa: S603
