@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Label = Literal["normal", "lesion"]
+BASAL_SHARE = 0.85  # of the patients with lesions have a larger one at the base of the right lung
 LABELS: tuple[Label, ...] = ("normal", "lesion")
 Plane = NDArray[np.float32]
 
@@ -238,16 +239,19 @@ def _vessels(anatomy: Anatomy, x: Plane, y: Plane, size: int) -> Plane:
 def _lesions(
     rng: np.random.Generator, x: Plane, y: Plane, lungs: Plane, label: Label
 ) -> tuple[Plane, NDArray[np.uint8]]:
-    """Up to three opacities with uneven borders, each centred in aerated lung: (density, mask)."""
+    """Up to three opacities with uneven borders, centred in aerated lung, the first most often at the right base."""
     density = np.zeros_like(x)
     if label == "normal":
         return density, np.zeros(x.shape, np.uint8)
     places = np.argwhere((lungs > 0.9) & (np.abs(x) > 0.2))
-    for _ in range(int(rng.integers(1, 4))):
-        row, column = places[int(rng.integers(len(places)))]
+    basal = places[(x[places[:, 0], places[:, 1]] < 0) & (y[places[:, 0], places[:, 1]] > 0.05)]
+    for number in range(int(rng.integers(1, 4))):
+        at_the_base = number == 0 and len(basal) > 0 and rng.random() < BASAL_SHARE
+        where = basal if at_the_base else places
+        row, column = where[int(rng.integers(len(where)))]
         dx, dy = x - x[row, column], y - y[row, column]
         angle = np.arctan2(dy, dx)
-        radius = rng.uniform(0.09, 0.16)
+        radius = rng.uniform(0.14, 0.24) if at_the_base else rng.uniform(0.09, 0.16)
         lobes, phases = rng.uniform(0.0, 0.16, 3), rng.uniform(0, 2 * np.pi, 3)
         border = radius * (
             1 + sum(a * np.cos((i + 2) * angle + p) for i, (a, p) in enumerate(zip(lobes, phases, strict=True)))

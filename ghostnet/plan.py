@@ -75,6 +75,7 @@ class WarmStartSpec:
     feature_size: int = 32  # pixels a side at which features are taken
     bandwidth: float = 4.0  # kernel scale for images in [0,1]
     mean_image_weight: float = 0.3  # share of a patient's norm that goes to the mean image, in [0,1)
+    detail_weight: float = 0.05  # penalty on detail finer than feature_size, of which the release says nothing
     steps: int = 600  # generator steps that fit the released sum
     batch: int = 200  # fakes a fitting step
     learning_rate: float = 2e-3
@@ -236,6 +237,7 @@ def _check_rest(plan: Plan, source: str) -> None:
     check(warm.feature_size, key="warm_start.feature_size", low=4, high=plan.image.size)
     check(warm.bandwidth, key="warm_start.bandwidth", above=0)
     check(warm.mean_image_weight, key="warm_start.mean_image_weight", low=0, below=1)
+    check(warm.detail_weight, key="warm_start.detail_weight", low=0)
     check(warm.steps, key="warm_start.steps", low=1, high=1_000_000)
     check(warm.batch, key="warm_start.batch", low=len(plan.image.labels), high=100_000)
     check(train.ema, key="training.ema", low=0, below=1)

@@ -1,14 +1,15 @@
 """The adversarial steps at one hospital: the discriminator learns from patients under DP-SGD, the generator from it.
 
-`train_round` is section 3 of the design, line by line. Private randomness (who is sampled, which of their images, the
-noise) comes from `entropy`; everything else (the generator's noise, the labels of fakes, the views) from the plan's
-public seed and the step, and its amount never depends on the patients drawn.
+`train_round` is section 3 of the design, line by line. Private randomness (who is sampled, which of their images, in
+which views, the noise) comes from `entropy`; everything else (the generator's noise, the fakes' labels and views) from
+the plan's public seed and the step, and its amount never depends on the patients drawn.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +90,14 @@ def train_round(
         sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
         index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
         index, groups = (t.repeat_interleave(privacy.views) for t in (index, groups))  # (r K,)
-        reals = _view(cohort.images[index], plan, _public(plan, public_stream, step, "views"))  # (r K, c, h, w)
+        reals = _view(cohort.images[index], plan, _private_draw(entropy))  # (r K, c, h, w)
 
         # Fakes: a public number of them, labels from the public prior, the same views.
         public = _public(plan, public_stream, step, "fakes")
         with torch.no_grad():
             fakes, fake_labels = _draw(generator, plan, privacy.fakes, public)  # (F, c, h, w), (F,)
             fakes, fake_labels = (t.repeat_interleave(privacy.views, dim=0) for t in (fakes, fake_labels))
-            fakes = _view(fakes, plan, public)  # (F K, c, h, w)
+            fakes = _view(fakes, plan, _public_draw(public))  # (F K, c, h, w)
 
         # Discriminator: clip each patient and each fake, add noise once.
         #   g = sum_p clip(g_p, C) + sum_f clip(g_f, C) + N(0, (sigma C)^2)
@@ -123,7 +124,7 @@ def train_round(
         if step >= training.generator_delay and (step + 1) % training.discriminator_steps == 0:
             public = _public(plan, public_stream, step, "generator")
             images, labels = _draw(generator, plan, training.generator_batch, public)  # (b, c, h, w), (b,)
-            loss = adversarial_loss(discriminator(_view(images, plan, public), labels))
+            loss = adversarial_loss(discriminator(_view(images, plan, _public_draw(public)), labels))
             if released_mean is not None and training.embedding_weight > 0:
                 loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
             parameters = list(generator.parameters())
@@ -239,7 +240,8 @@ def _fill_moments(optimizer: torch.optim.Adam) -> None:
                 }
 
 
-_PURPOSES = ("views", "fakes", "generator")
+Draw = Callable[[int, int], torch.Tensor]  # (high, n) -> int64 (n,) in 0..high-1
+_PURPOSES = ("fakes", "generator")
 
 
 def _public(plan: Plan, stream: int, step: int, purpose: str) -> torch.Generator:
@@ -256,7 +258,17 @@ def _draw(generator: nn.Module, plan: Plan, count: int, public: torch.Generator)
     return generator(z, labels), labels
 
 
-def _view(images: torch.Tensor, plan: Plan, public: torch.Generator) -> torch.Tensor:
+def _public_draw(public: torch.Generator) -> Draw:
+    """Views of fakes: from the public stream."""
+    return lambda high, n: torch.randint(0, high, (n,), generator=public)
+
+
+def _private_draw(entropy: Entropy) -> Draw:
+    """Views of reals: a public stream, read row by row, would tie each patient's views to who was drawn before."""
+    return lambda high, n: torch.from_numpy(entropy.integers(high, n))
+
+
+def _view(images: torch.Tensor, plan: Plan, draw: Draw) -> torch.Tensor:
     """One random view of each row: a shift, edges repeated; differentiable. With views = 1 the rows stay as they are.
 
     No flips: a mirrored chest is another anatomy.
@@ -265,7 +277,7 @@ def _view(images: torch.Tensor, plan: Plan, public: torch.Generator) -> torch.Te
         return images
     n, _, h, w = images.shape
     most = h // SHIFT_SHARE
-    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=public).to(images.device)
+    dy, dx = draw(2 * most + 1, 2 * n).reshape(2, n, 1).to(images.device)
     padded = pad(images, (most,) * 4, mode="replicate")
     y = (dy + torch.arange(h, device=images.device))[:, :, None]  # (n, h, 1)
     x = (dx + torch.arange(w, device=images.device))[:, None, :]  # (n, 1, w)

@@ -32,7 +32,6 @@ from ghostnet.progress import Progress, silent
 
 MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
 SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
-DETAIL_WEIGHT = 1.0  # of `unseen_detail` while fitting
 BLOCK = 512  # rows embedded at once, so that memory stays flat in the number of images
 
 
@@ -200,7 +199,8 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
     for step in range(warm.steps):
         z = torch.randn(warm.batch, plan.model.latent, generator=public)
         images = generator(z, labels)  # (b, planes, h, w)
-        loss = embedding_loss(images, labels, released_mean, plan) + DETAIL_WEIGHT * unseen_detail(images, plan)
+        loss = embedding_loss(images, labels, released_mean, plan)
+        loss = loss + warm.detail_weight * unseen_detail(images, plan)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -101,7 +101,8 @@ def test_a_finished_run_is_never_overwritten(run_folder: Path) -> None:
 
 def test_a_run_killed_in_training_resumes_without_a_second_charge(tmp_path: Path) -> None:
     data = write_striped_npz(tmp_path / "data.npz")
-    (tmp_path / "plan.toml").write_text(tiny_plan_text(epsilon="epsilon = 20.0", steps="steps = 60", rounds="rounds = 6"))
+    plan = tiny_plan_text(epsilon="epsilon = 20.0", steps="steps = 60", rounds="rounds = 6")
+    (tmp_path / "plan.toml").write_text(plan)
     command = [sys.executable, "-m", "ghostnet.cli", "simulate", str(tmp_path / "plan.toml"), "--data", str(data)]
     command += ["--sites", "2", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)  # noqa: S603

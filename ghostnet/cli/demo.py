@@ -23,39 +23,41 @@ seed = 1
 size = 32
 labels = ["normal", "lesion"]
 label_prior = [0.5, 0.5]
-mask_channels = 1
 
 [model]
 latent = 32
-generator_width = 32
+generator_width = 16
 discriminator_width = 16
 
 [privacy]
 epsilon = 10.0
 delta = 1e-5
-sampling_rate = 0.25
-steps = 60
+sampling_rate = 0.2
+steps = 40
 fakes = 24
 
 [warm_start]
-noise_multiplier = 1.0
-features = 1000
-feature_size = 32
-steps = 300
-batch = 100
+noise_multiplier = 0.65
+features = 100
+feature_size = 16
+bandwidth = 6.0
+mean_image_weight = 0.7
+detail_weight = 1.0
+steps = 400
+batch = 64
 
 [training]
-generator_delay = 20
-learning_rate_generator = 1e-4
+generator_delay = 10
+learning_rate_generator = 5e-5
 
 [federation]
 rounds = 2
-patients = 100
+patients = 110
 min_hospitals = 3
 
 [utility]
 noise_multiplier = 2.0
-bins = 6
+bins = 4
 synthetic_images = 1500
 classifier_steps = 200
 """

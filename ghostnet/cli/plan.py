@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ghostnet import warm_start
 from ghostnet.cli.console import results
@@ -38,11 +37,10 @@ def check(
     if as_json:
         results.print_json(data=cost)
         return
-    table = Table("", "", show_header=False, box=None)
     for key, value in cost.items():
         if key != "events":
-            table.add_row(key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
-    results.print(table)
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            results.print(f"{key.replace('_', ' '):26} {shown}", highlight=False, soft_wrap=True)
 
 
 def plan_cost(plan: Plan) -> dict[str, object]:

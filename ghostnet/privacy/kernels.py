@@ -72,12 +72,20 @@ class Groups:
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
-    def of_size(self, size: int) -> tuple[Tensor, Tensor]:
-        """(groups (m,), their rows (m, size))."""
+    def blocks(self, size: int, limit: int) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """Groups of one size, at most `limit` at once: (groups (m,), what takes (r, ...) to (m, size, ...))."""
         sizes = torch.tensor(self.sizes, device=self.ids.device)
         chosen = (sizes == size).nonzero().flatten()
-        starts = (sizes.cumsum(0) - sizes)[chosen]
-        return chosen, starts[:, None] + torch.arange(size, device=self.ids.device)
+        for start in range(0, len(chosen), limit):
+            part = chosen[start : start + limit]
+            first, last = int(part[0]), int(part[-1])
+            if last - first + 1 == len(part):  # neighbours: a view will do
+                begin = sum(self.sizes[:first])
+                span = slice(begin, begin + size * len(part))
+                yield part, lambda t, span=span: t[span].unflatten(0, (-1, size))  # type: ignore[misc]
+            else:
+                rows = (sizes.cumsum(0) - sizes)[part][:, None] + torch.arange(size, device=self.ids.device)
+                yield part, lambda t, rows=rows: t[rows]  # type: ignore[misc]
 
 
 Kernel = Callable[[nn.Module, Tensor, Tensor, Groups], dict[str, ParameterGradient]]
@@ -198,7 +206,9 @@ def _by_torch_func(call: _Call, at_output: Tensor, groups: Groups) -> dict[str, 
     return {name: _kept(groups.sum(gradient)) for name, gradient in per_row.items()}
 
 
-def _normalisation(layer: nn.Module, x: Tensor, g: Tensor, groups: Groups) -> dict[str, ParameterGradient]:
+def _normalisation(
+    layer: nn.GroupNorm | nn.InstanceNorm2d, x: Tensor, g: Tensor, groups: Groups
+) -> dict[str, ParameterGradient]:
     """GroupNorm and InstanceNorm2d: x, g (r, channels, ...)."""
     found = {}
     if layer.weight is not None:
@@ -211,7 +221,7 @@ def _normalisation(layer: nn.Module, x: Tensor, g: Tensor, groups: Groups) -> di
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, groups: Groups) -> dict[str, ParameterGradient]:
-    """x, g (r, ..., *normalized_shape)."""
+    """Rows x and gradients at the output g, both (r, ..., *normalized_shape)."""
     shape = (len(x), -1, *layer.normalized_shape)
     found = {}
     if layer.weight is not None:
@@ -223,7 +233,7 @@ def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, groups: Groups) -> di
 
 
 def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, groups: Groups) -> dict[str, ParameterGradient]:
-    """X int64 (r, ...), g (r, ..., d): one sum for each pair of group and label that occurs."""
+    """X int64 (r, ...), g (r, ..., d)."""
     owners = groups.ids.reshape(-1, *[1] * (x.dim() - 1)).expand_as(x)
     pairs, place = torch.unique(owners * layer.num_embeddings + x, return_inverse=True)
     sums = g.new_zeros(len(pairs), g.shape[-1]).index_add_(0, place.flatten(), g.reshape(-1, g.shape[-1]))
@@ -249,15 +259,14 @@ def _outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
     """Gradients sum over a group's rows and positions t of outer(g_t, x_t); x (r, t, in), g (r, t, out)."""
     squared = x.new_empty(len(groups.sizes))
     for size in set(groups.sizes):
-        chosen, rows = groups.of_size(size)
         positions = size * x.shape[1]
-        block = max(1, _GRAM_ELEMENTS // min(positions**2, x.shape[2] * g.shape[2]))
-        for part in torch.arange(len(chosen), device=x.device).split(block):
-            a, b = (t[rows[part]].flatten(1, 2) for t in (x, g))  # (m, size * t, in), (m, size * t, out)
+        limit = max(1, _GRAM_ELEMENTS // min(positions**2, x.shape[2] * g.shape[2]))
+        for chosen, take in groups.blocks(size, limit):
+            a, b = (take(t).flatten(1, 2) for t in (x, g))  # (m, size * t, in), (m, size * t, out)
             if positions * (a.shape[2] + b.shape[2]) <= a.shape[2] * b.shape[2]:
-                squared[chosen[part]] = _paired(a @ a.transpose(1, 2), b @ b.transpose(1, 2))
+                squared[chosen] = _paired(a @ a.transpose(1, 2), b @ b.transpose(1, 2))
             else:
-                squared[chosen[part]] = (b.transpose(1, 2) @ a).square().sum((1, 2))
+                squared[chosen] = (b.transpose(1, 2) @ a).square().sum((1, 2))
 
     def weighted_sum(factors: Tensor) -> Tensor:
         weighted = g * factors[groups.ids, None, None]
@@ -329,13 +338,19 @@ def _gram_cost(layer: nn.Conv2d, g: Tensor, size: int) -> float:
 def _unshuffled(layer: nn.Conv2d, g: Tensor) -> tuple[int, int]:
     """Height and width of the input that the taps reach, in blocks of stride x stride pixels."""
     stride = layer.stride[0]
-    return g.shape[2] - 1 + layer.kernel_size[0] // stride, g.shape[3] - 1 + layer.kernel_size[1] // stride
+    return g.shape[-2] - 1 + layer.kernel_size[0] // stride, g.shape[-1] - 1 + layer.kernel_size[1] // stride
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    if isinstance(layer.padding, str):
+        raise TypeError("a padding given by name has no kernel")  # `_kernel` sends such layers to torch.func
+    return layer.padding[0], layer.padding[1]
 
 
 def _weight_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
     """Sum over rows of the weight's gradient."""
     _, weight, _ = torch.ops.aten.convolution_backward(
-        *(g, x, layer.weight, None, layer.stride, layer.padding, layer.dilation),
+        *(g, x, layer.weight, None, layer.stride, _padding(layer), layer.dilation),
         *(False, [0, 0], layer.groups, [False, True, False]),
     )
     return weight  # type: ignore[no-any-return]
@@ -357,15 +372,14 @@ def _kept_convolution(layer: nn.Conv2d, x: Tensor, g: Tensor, groups: Groups) ->
 def _convolution_norms(layer: nn.Conv2d, x: Tensor, g: Tensor, groups: Groups) -> Tensor:
     squared = x.new_empty(len(groups.sizes))
     for size in set(groups.sizes):
-        chosen, rows = groups.of_size(size)
-        if _gram_cost(layer, g, size) <= _direct_cost(layer, g, size):
-            block = max(1, _GRAM_ELEMENTS // (size * x.shape[2] * x.shape[3]) ** 2)
-            for part in torch.arange(len(chosen), device=x.device).split(block):
-                squared[chosen[part]] = _convolution_gram(layer, x[rows[part]], g[rows[part]])
-        else:
-            for group, span in zip(chosen.tolist(), rows, strict=True):
-                w = _weight_gradient(layer, x[span], g[span]).flatten()
-                squared[group] = w.dot(w)
+        by_gram = _gram_cost(layer, g, size) <= _direct_cost(layer, g, size)
+        positions = size * g.shape[2] * g.shape[3]
+        for chosen, take in groups.blocks(size, max(1, _GRAM_ELEMENTS // positions**2) if by_gram else 1):
+            if by_gram:
+                squared[chosen] = _convolution_gram(layer, take(x), take(g))
+            else:
+                w = _weight_gradient(layer, take(x)[0], take(g)[0]).flatten()
+                squared[chosen] = w.dot(w)
     return squared
 
 
@@ -377,7 +391,7 @@ def _convolution_gram(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
     """
     m, k, _, out_height, out_width = g.shape
     height, width = _unshuffled(layer, g)
-    stride, (top, left) = layer.stride[0], layer.padding
+    stride, (top, left) = layer.stride[0], _padding(layer)
     x = x.flatten(0, 1)
     bottom, right = height * stride - x.shape[2] - top, width * stride - x.shape[3] - left  # negative: cut off
     x = F.pixel_unshuffle(F.pad(x, (left, right, top, bottom)), stride)  # (m k, in s s, height, width)
@@ -396,8 +410,8 @@ def _convolution_gram(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
 _KERNELS: dict[type[nn.Module], Kernel] = {
     nn.Conv2d: _convolution,  # type: ignore[dict-item]
     nn.Linear: _linear,  # type: ignore[dict-item]
-    nn.GroupNorm: _normalisation,
-    nn.InstanceNorm2d: _normalisation,
+    nn.GroupNorm: _normalisation,  # type: ignore[dict-item]
+    nn.InstanceNorm2d: _normalisation,  # type: ignore[dict-item]
     nn.LayerNorm: _layer_norm,  # type: ignore[dict-item]
     nn.Embedding: _embedding,  # type: ignore[dict-item]
 }

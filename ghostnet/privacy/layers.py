@@ -69,6 +69,8 @@ def _why_not(layer: nn.Module) -> Reason:
         return "it is not known to treat each row on its own; use a listed layer, or declare it with @row_independent"
     if not set(layer._parameters) <= {"weight", "bias"} or next(layer.buffers(recurse=False), None) is not None:
         return "it holds extra parameters or buffers (spectral or weight norm, running statistics); remove them"
+    if getattr(layer, "inplace", False):
+        return "it overwrites its input, which a gradient still needs; use inplace = False"
     check = _ALLOWED[kind]
     return check(layer) if check else None
 
