@@ -68,7 +68,7 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
     Raises:
         FederationError: too few hospitals take part, or one answers with something else than asked.
     """
-    conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, checkpoint.heads)
+    conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, checkpoint.heads, checkpoint.timings)
 
     # Join: each hospital checks the plan against its own limits and reserves the whole run's cost.
     progress("hospitals join", 0, 1)
@@ -83,7 +83,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         load_arrays(generator, checkpoint.arrays["generator"])
     elif plan.warm_start.noise_multiplier > 0:
         released_mean = _warm_start(conversation, plan)
-        warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
+        with checkpoint.timed("fit the warm start"):
+            warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
         checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
         checkpoint.save_round(0, to_arrays(generator))
         checkpoint.note_heads(conversation.hospitals.values())
@@ -93,7 +94,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
 
     # Finish: usefulness as noised counts, and a signed statement from each hospital.
     final = to_arrays(generator)
-    classifier, edges = _classifier(generator, plan, progress)
+    with checkpoint.timed("train the report's classifier"):
+        classifier, edges = _classifier(generator, plan, progress)
     noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
     checkpoint.note_heads(conversation.hospitals.values())
     _require_all_signed(conversation, checkpoint)
@@ -104,7 +106,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         hospitals=list(conversation.hospitals.values()),
         noisy_counts=noisy_counts,
         counted=counted,
-        timings=checkpoint.timings(conversation.timings),
+        timings=checkpoint.timings,
+        server_s=checkpoint.server_s,
         key=checkpoint.key,
     )
     publish(outcome, checkpoint.out, progress)

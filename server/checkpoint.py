@@ -10,7 +10,9 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +38,8 @@ class Checkpoint:
     finished: bool = False
     heads: dict[str, str] = field(default_factory=dict)
     contributors: list[str] = field(default_factory=list)
-    past_timings: list[Timing] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    server_s: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Arrays] = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +64,7 @@ class Checkpoint:
         if record["plan_hash"] != plan.hash():
             raise RunFolderError(f"{out} holds a run of another plan; give that plan, or another --out")
         timings = [Timing(**entry) for entry in record.pop("timings")]  # type: ignore[union-attr,attr-defined]
-        checkpoint = cls(out=out, past_timings=timings, **record)  # type: ignore[arg-type]
+        checkpoint = cls(out=out, timings=timings, **record)  # type: ignore[arg-type]
         for path in (out / "server").glob("*.safetensors"):
             checkpoint.arrays[path.stem] = load_file(path)
         return checkpoint
@@ -92,9 +95,12 @@ class Checkpoint:
                 self.contributors.append(hospital.name)
         self._write_record()
 
-    def timings(self, new: Iterable[Timing]) -> list[Timing]:
-        """Timings of this attempt after those of earlier ones."""
-        return [*self.past_timings, *new]
+    @contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        """Adds the wall time of the block to what the coordinator itself spent on this work."""
+        started = time.monotonic()
+        yield
+        self.server_s[work] = self.server_s.get(work, 0.0) + time.monotonic() - started
 
     def finish(self) -> None:
         """Marks the run as published."""
@@ -109,7 +115,8 @@ class Checkpoint:
             "finished": self.finished,
             "heads": self.heads,
             "contributors": self.contributors,
-            "timings": [dataclasses.asdict(timing) for timing in self.past_timings],
+            "timings": [dataclasses.asdict(timing) for timing in self.timings],
+            "server_s": self.server_s,
         }
         _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")
 

@@ -36,6 +36,7 @@ class Outcome:
     noisy_counts: np.ndarray | None
     counted: int
     timings: list[Timing]
+    server_s: dict[str, float]
     key: Ed25519PrivateKey
 
 
@@ -93,7 +94,7 @@ def report(outcome: Outcome) -> dict[str, object]:
                     "epsilon_rdp": promised.epsilon_rdp,
                     "ledger_head": hospital.ledger_head,
                 }
-                for hospital in outcome.hospitals
+                for hospital in sorted(outcome.hospitals, key=lambda hospital: hospital.name)
             ],
             "not_covered": list(NOT_COVERED),
         },
@@ -101,7 +102,8 @@ def report(outcome: Outcome) -> dict[str, object]:
         "fidelity": {},
         "timing": {
             "rounds": [asdict(timing) for timing in outcome.timings],
-            "total_s": sum(timing.wall_s for timing in outcome.timings),
+            "server": [{"work": work, "wall_s": wall} for work, wall in outcome.server_s.items()],
+            "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }

@@ -59,6 +59,7 @@ class Conversation:
         run_id: 32 hexadecimal digits.
         key: the coordinator's signing key; it countersigns every ledger head that it is shown.
         known_heads: heads seen in an earlier attempt of this run, by hospital.
+        timings: every phase's times are added to it.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class Conversation:
         run_id: str,
         key: Ed25519PrivateKey,
         known_heads: Mapping[str, str],
+        timings: list[Timing],
     ) -> None:
         self.grid, self.plan, self.run_id = grid, plan, run_id
         self.hospitals: dict[int, Hospital] = {}
-        self.timings: list[Timing] = []
+        self.timings = timings
         self._key, self._known_heads = key, known_heads
 
     def join(self, expected: int) -> None:

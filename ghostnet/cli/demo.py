@@ -37,7 +37,7 @@ steps = 40
 fakes = 24
 
 [warm_start]
-noise_multiplier = 0.65
+noise_multiplier = 0.75
 features = 100
 feature_size = 16
 bandwidth = 6.0
@@ -56,7 +56,7 @@ patients = 110
 min_hospitals = 3
 
 [utility]
-noise_multiplier = 2.0
+noise_multiplier = 1.2
 bins = 4
 synthetic_images = 1500
 classifier_steps = 200

@@ -79,7 +79,7 @@ path = "images"                 # the folder (or the NPZ file)
 labels = "labels.csv"           # CSV with the columns image,label,mask; image is relative to path, mask to this file
 
 [cohort]
-test_fraction = 0.2             # share of patients never trained on, chosen by a keyed hash of the patient
+test_fraction = 0.25            # share of patients never trained on, chosen by a keyed hash of the patient
 
 [deidentify]
 burned_in = "blank"             # "blank" text in pixels until none is found, "quarantine" such images, "trust"

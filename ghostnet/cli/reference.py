@@ -46,9 +46,12 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
     )
     figures: dict[str, float] = {}
     for name, model in (("exact", synthetic), ("real", real)):
-        for metric, value in classification.exact_figures(model, test, classes).items():
-            if metric in ("auc", "auc_by_patient", "accuracy") and value is not None:
-                figures[f"{metric}_{name}"] = value
+        exact = classification.exact_figures(model, test, classes)
+        for metric in ("auc", "accuracy"):
+            for weighing in ("", "_by_patient"):
+                value = exact.get(metric + weighing)
+                if value is not None:
+                    figures[f"{metric}_{name}{weighing}"] = value
     return figures
 
 

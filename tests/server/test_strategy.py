@@ -21,7 +21,7 @@ def strategy(tmp_path) -> EqualAverage:  # noqa: ANN001
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     plan = tiny_plan(min_hospitals="min_hospitals = 2")
     key = keys.load_or_create_key(tmp_path / "server.key")
-    conversation = Conversation(None, plan, "0" * 32, key, {})  # type: ignore[arg-type]  # no message is sent here
+    conversation = Conversation(None, plan, "0" * 32, key, {}, [])  # type: ignore[arg-type]  # no message is sent here
     for node_id, name in ((2, "north"), (3, "south"), (4, "harbour")):
         conversation.hospitals[node_id] = Hospital(name=name, node_id=node_id, public_key="", ledger_head="")
     made = EqualAverage(conversation, {}, rounds_done=0)
