@@ -20,7 +20,7 @@ latent = 8
 generator_width = 8
 discriminator_width = 8
 [privacy]
-epsilon = 6.0
+epsilon = 10.0
 noise_multiplier = 1.0
 delta = 1e-5
 sampling_rate = 0.3
@@ -28,7 +28,7 @@ steps = 4
 fakes = 4
 images_per_patient = 2
 [warm_start]
-noise_multiplier = 2.0
+noise_multiplier = 0.6
 features = 32
 feature_size = 14
 steps = 6

@@ -18,7 +18,7 @@ from tests.test_simulate import ghostnet
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospitals")
-    write_hospitals(folder, patients=(9, 8, 7), seed=5)
+    write_hospitals(folder, patients=(12, 11, 10), seed=5)
     return folder
 
 

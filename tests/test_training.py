@@ -199,12 +199,12 @@ def test_views_shift_within_a_sixteenth_and_one_view_is_the_image():
     image = torch.zeros(8, 1, 32, 32)
     image[:, :, 16, 16] = 1
     plan = plan_with(privacy={"views": 2})
-    seen = training._view(image, plan, torch.Generator().manual_seed(0))
+    seen = training._view(image, plan, training._public_draw(torch.Generator().manual_seed(0)))
     places = seen[:, 0].flatten(1).argmax(1)
     offsets = torch.stack([places // 32 - 16, places % 32 - 16])
     assert offsets.abs().max() <= 2
     assert len(places.unique()) > 2
-    assert training._view(image, plan_with(), torch.Generator()) is image
+    assert training._view(image, plan_with(), training._public_draw(torch.Generator())) is image
 
 
 def test_saved_state_continues_exactly_where_it_stopped(tmp_path):
@@ -282,3 +282,18 @@ def test_the_global_seed_plays_no_part():
     torch.manual_seed(2)
     assert same(first.generator, run(plan).generator)
     assert same(build_generator(plan), LocalState(plan).generator)
+
+
+def test_the_views_of_real_images_are_drawn_privately_and_not_from_the_plans_seed(monkeypatch):
+    """A public stream, read row by row, would give a patient other views when another patient comes before them."""
+    image = torch.zeros(20, 1, 28, 28)
+    image[:, :, 14, 14] = 1
+    alike = Cohort(images=image, labels=torch.zeros(20, dtype=torch.int64), owners=torch.arange(20), patients=20)
+    seen = []
+    original = training.join_rows
+    monkeypatch.setattr(training, "join_rows", lambda **rows: (seen.append(rows), original(**rows))[1])
+    plan = plan_with(privacy={"views": 2, "sampling_rate": 1.0})
+    for entropy in (1, 2):
+        run(plan, alike, steps=1, entropy=entropy)
+    assert not torch.equal(seen[0]["images"], seen[1]["images"])
+    assert torch.equal(seen[0]["fake_labels"], seen[1]["fake_labels"])

@@ -89,16 +89,17 @@ def run(
         for config in configs:
             check_plan(plan, config.policy)
             Site(config, progress=progress).prepare(plan.image)
+        out.mkdir(parents=True, exist_ok=True)
+        paths = ",".join(str(path) for path in site_files)
+        run_config = {"plan": str(plan_file), "out": str(out), "sites": paths, "resume": resume}
+        if engine_name is Engine.RAY:
+            _run_on_ray(run_config, site_files, progress)
+        else:
+            _run_embedded(run_config, site_files, progress)
     except BaseException:
-        if created:
+        if created and not any((out / "server").glob("*.safetensors")):  # nothing was released: nothing to resume
             shutil.rmtree(out, ignore_errors=True)
         raise
-    out.mkdir(parents=True, exist_ok=True)
-    run_config = {"plan": str(plan_file), "out": str(out), "sites": ",".join(map(str, site_files)), "resume": resume}
-    if engine_name is Engine.RAY:
-        _run_on_ray(run_config, site_files, progress)
-    else:
-        _run_embedded(run_config, site_files, progress)
     _collect(out, configs)
     if plan.utility.real_reference and plan.utility.noise_multiplier > 0:
         _add_reference(out, plan, configs, progress)

@@ -47,7 +47,7 @@ def plan() -> Plan:
 @pytest.fixture
 def site_file(tmp_path: Path) -> Path:
     write_striped_npz(tmp_path / "data.npz")
-    (tmp_path / "site.toml").write_text(SITE.format(epsilon=6.0))
+    (tmp_path / "site.toml").write_text(SITE.format(epsilon=10.0))
     return tmp_path / "site.toml"
 
 
@@ -134,7 +134,7 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
         folder = tmp_path / str(patients)
         folder.mkdir()
         write_striped_npz(folder / "data.npz", patients=patients)
-        (folder / "site.toml").write_text(SITE.format(epsilon=6.0))
+        (folder / "site.toml").write_text(SITE.format(epsilon=10.0))
         site, run_id = Site(load_site(folder / "site.toml")), secrets.token_hex(16)
         site.join(plan, run_id)
         answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, to_arrays(build_generator(plan)), {})}
