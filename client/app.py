@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from client.config import SiteConfig, load_site
 from client.site import Site
 from ghostnet import protocol
-from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError
+from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError, SpentError
 from ghostnet.plan import Plan, plan_from_dict
 from ghostnet.progress import Progress, silent
 
@@ -101,16 +101,18 @@ def _answered(message: Message, handler: Handler, open_site: Callable[[], SiteCo
     try:
         config = open_site()
         log = _site_log(config.state / "site.log")
-        site = _site(config.source, progress)
+        site = _site(config, progress)
         plan, run_id = _plan_and_run(message)
+        content = handler(site, plan, run_id, message)
         _countersign(site, message)
-        return Message(handler(site, plan, run_id, message), reply_to=message)
+        return Message(content, reply_to=message)
     except (PolicyError, LedgerError) as refusal:
         log.warning("%s refused: %s", correlation_id, refusal)
         numbered = REFUSAL_CODE.match(str(refusal))
         code = numbered.group() if numbered else refusal.__class__.__name__
         reason = f"the hospital refused the request [{code}]; its log has the reason under {correlation_id}"
-        return Message(Error(code=protocol.REFUSED, reason=reason), reply_to=message)
+        number = protocol.SPENT if isinstance(refusal, SpentError) else protocol.REFUSED
+        return Message(Error(code=number, reason=reason), reply_to=message)
     except Exception:
         log.exception("%s failed", correlation_id)
         reason = f"the hospital could not answer; its log has the reason under {correlation_id}"
@@ -145,8 +147,8 @@ def _site_of(context: Context, sites: Sequence[Path]) -> SiteConfig:
 
 
 @lru_cache(maxsize=256)
-def _site(source: Path, progress: Progress) -> Site:
-    return Site(load_site(source), progress=progress)
+def _site(config: SiteConfig, progress: Progress) -> Site:
+    return Site(config, progress=progress)  # an edited site.toml is another config: its limits hold at once
 
 
 @lru_cache(maxsize=256)

@@ -50,6 +50,7 @@ def load_cohorts(
     *,
     limits: Limits | None = None,
     workers: int | None = None,
+    strict: bool = True,
 ) -> Cohorts:
     """Takes in a site's images: decoded, without headers and burned-in text, de-noised, in the plan's range and size.
 
@@ -63,19 +64,22 @@ def load_cohorts(
         progress: called with ("images", done, total).
         limits: what one DICOM file may cost; None is the default.
         workers: processes that decode; None is one a core.
+        strict: for people: refuse the whole data set for a row that does not fit, or when no image is left. A
+            coordinator must never see whether that happened, since one patient's row would decide it: whoever answers
+            one sets it to False, and such rows are left out by themselves.
 
     Raises:
         SiteError: the data or the state folder cannot be read or written.
-        DataError: no image is left to train on, or an array or table does not fit the plan.
+        DataError: an array or table does not fit the plan; if strict, also for one row, or when no image is left.
 
     Guarantee:
         Unit: patient. A patient's rows depend on this patient's files, the plan and the secret only.
-        Not covered: one person under two patient identifiers; refusals of the whole data set.
+        Not covered: one person under two patient identifiers; strict refusals.
     """
-    rows, kept = _take_in(config, image, secret, progress, limits, workers)
+    rows, kept = _take_in(config, image, secret, progress, limits, workers, strict)
     parts = [[row for row in kept if _is_test(row, config, secret) is test] for test in (False, True)]
     table = _write_table(config, image, secret, rows, parts)
-    if not parts[0]:
+    if not parts[0] and strict:
         codes = ", ".join(f"{code} {count}" for code, count in table.quarantined.items())
         reasons = codes or "every patient is a test patient"
         raise DataError(
@@ -115,14 +119,17 @@ def _take_in(
     progress: Progress,
     limits: Limits | None,
     workers: int | None,
+    strict: bool = True,
 ) -> tuple[Rows, list[Row]]:
     """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
     try:
         config.state.mkdir(parents=True, exist_ok=True)
         if config.data.kind == "npz":
-            rows = npz_rows(config, image, secret, progress)
+            rows = npz_rows(config, image, secret, progress, strict=strict)
         else:
-            rows = dicom_rows(config, image, secret, progress, limits=limits or Limits(), workers=workers)
+            rows = dicom_rows(
+                config, image, secret, progress, limits=limits or Limits(), workers=workers, strict=strict
+            )
     except OSError as error:
         raise SiteError(
             f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "

@@ -1,7 +1,7 @@
 """What the hospital allows: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
-runs exactly as it is written. Each refusal has a number (P01 to P13) that may leave the hospital; its text may not.
+runs exactly as it is written. Each refusal has a number (P01 to P14) that may leave the hospital; its text may not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ ANY_PLAN = ("any",)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
 _MOST_VIEWS = 64
+_LEAST_CLIP_NORM, _MOST_CLIP_NORM = 1e-3, 1e3
+_MOST_OF = {  # what one request may make this machine hold
+    "model.generator_width": 512,
+    "model.discriminator_width": 512,
+    "model.latent": 4096,
+    "warm_start.features": 20_000,
+    "privacy.fakes": 8192,
+    "training.physical_rows": 1024,
+    "training.generator_batch": 4096,
+    "utility.bins": 1000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
         min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon.
         Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
     """
-    refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_form(plan, policy)]
+    refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_load(plan), *_form(plan, policy)]
     refusals = refusals or list(_claim(plan))  # the accountant is only asked about numbers that make sense
     if refusals:
         raise PolicyError("; ".join(refusals))
@@ -121,9 +132,22 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
 
 
+def _load(plan: Plan) -> Iterator[str]:
+    for key, most in _MOST_OF.items():
+        table, _, name = key.partition(".")
+        value = getattr(getattr(plan, table), name)
+        if not 1 <= _whole(value) <= most:
+            yield f"P14: {key} = {value} is not 1 to {most}, which is what this hospital computes for anybody"
+    if len(plan.image.labels) > _MOST_IMAGES:
+        yield f"P14: {len(plan.image.labels)} labels are more than {_MOST_IMAGES}"
+
+
 def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
-    if not _number(plan.privacy.clip_norm) > 0:
-        yield f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not a finite number > 0; it bounds no patient"
+    if not _LEAST_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MOST_CLIP_NORM:
+        yield (
+            f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_LEAST_CLIP_NORM} to {_MOST_CLIP_NORM}, where "
+            "float32 gradients are bounded as claimed"
+        )
     if plan.model.discriminator_norm not in ("none", "group"):
         yield f"P11: model.discriminator_norm = {plan.model.discriminator_norm!r} couples patients; use none or group"
     if plan.federation.share != "generator":

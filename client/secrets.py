@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ghostnet.errors import SiteError
@@ -16,18 +17,16 @@ def load_or_create_secret(path: Path) -> bytes:
     Raises:
         SiteError: the file exists but is not a secret.
     """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        secret = path.read_bytes()
-        if len(secret) != SECRET_BYTES:
-            raise SiteError(
-                f"{path} holds {len(secret)} bytes, not {SECRET_BYTES}; restore it from your backup"
-            ) from None
-        return secret
-    secret = os.urandom(SECRET_BYTES)
-    with open(descriptor, "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{os.urandom(4).hex()}.new")
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.urandom(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was first; its secret is the one that is read
+            os.link(fresh, path)
+        fresh.unlink()
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise SiteError(f"{path} holds {len(secret)} bytes, not {SECRET_BYTES}; restore it from your backup")
     return secret

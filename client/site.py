@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ from client.replies import read_reply, write_reply
 from client.secrets import load_or_create_secret
 from ghostnet import protocol, warm_start
 from ghostnet.cohort import Cohort
-from ghostnet.errors import DataError, LedgerError
+from ghostnet.errors import DataError, LedgerError, SpentError
+from ghostnet.models import build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
 from ghostnet.privacy.claim import plan_events
@@ -38,6 +40,7 @@ from ghostnet.utility import classification, classifier
 from ghostnet.weights import Arrays, arrays_sha256, check_arrays, load_arrays, to_arrays
 
 Answer = Callable[[], Arrays]
+SIGNED = "signed_weights"  # beside a stored last answer: the digest that its statement is about; it is not sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class Site:
         self.config = config
         self._progress = progress
         self._entropy = SystemEntropy()
-        self._prepared: tuple[ImageSpec, Cohorts] | None = None
+        self._loaded: tuple[ImageSpec, Cohorts] | None = None
 
     def prepare(self, image: ImageSpec) -> Cohorts:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
@@ -74,10 +77,15 @@ class Site:
         Raises:
             SiteError, DataError: the folder or its labels cannot be used.
         """
-        if self._prepared is None or self._prepared[0] != image:
+        secret = load_or_create_secret(self.config.state / "secret.key")
+        return load_cohorts(self.config, image, secret, self._progress)
+
+    def _cohorts(self, image: ImageSpec) -> Cohorts:
+        """For answering a coordinator: never refuses because of one row, which would tell about one patient."""
+        if self._loaded is None or self._loaded[0] != image:
             secret = load_or_create_secret(self.config.state / "secret.key")
-            self._prepared = (image, load_cohorts(self.config, image, secret, self._progress))
-        return self._prepared[1]
+            self._loaded = (image, load_cohorts(self.config, image, secret, self._progress, strict=False))
+        return self._loaded[1]
 
     def join(self, plan: Plan, run_id: str, *, known_head: str = "") -> Joined:
         """Checks the plan against the hospital's policy and reserves the whole run's cost.
@@ -85,7 +93,6 @@ class Site:
         Raises:
             PolicyError, BudgetError, LedgerError: the hospital does not take part; nothing private was read.
         """
-        check_plan(plan, self.config.policy)
         with self._ledger() as ledger:
             ledger.check_not_rolled_back(known_head)
             self._reserve(ledger, plan, run_id)
@@ -101,7 +108,7 @@ class Site:
         """
 
         def answer() -> Arrays:
-            vectors = warm_start.patient_embeddings(self.prepare(plan.image).train, plan)  # (p, D)
+            vectors = warm_start.patient_embeddings(self._cohorts(plan.image).train, plan)  # (p, D)
             noised = releases.noisy_sum(
                 vectors, norm_bound=1.0, noise_multiplier=plan.warm_start.noise_multiplier, entropy=self._entropy
             )
@@ -128,23 +135,24 @@ class Site:
                 f"round {server_round} is not one of the plan's {plan.federation.rounds} rounds; ask for those"
             )
 
+        state = LocalState(plan)
+        load_arrays(state.generator, generator)  # whatever does not fit is refused before it is charged
+        mean = _received_mean(plan, released_mean)
+
         def answer() -> Arrays:
             kept = self._run_folder(run_id) / "local_state.safetensors"
-            state = LocalState(plan)
             if kept.exists():
                 state.load_state(kept)
-            load_arrays(state.generator, generator)
-            mean = released_mean.get(protocol.RELEASED_MEAN)
             first_step = sum(plan.round_steps(number) for number in range(1, server_round))
             train_round(
                 state.generator,
                 state.discriminator,
                 state.optimizers,
-                self.prepare(plan.image).train,
+                self._cohorts(plan.image).train,
                 plan,
                 first_step=first_step,
                 steps=plan.round_steps(server_round),
-                released_mean=None if mean is None else torch.from_numpy(mean),
+                released_mean=mean,
                 entropy=self._entropy,
                 progress=self._progress,
                 public_stream=_public_stream(self.config.name),
@@ -176,12 +184,15 @@ class Site:
         """
         if arrays_sha256(generator) != weights_sha256:
             raise DataError("the digest to sign is not that of the generator received; send matching weights")
+        load_arrays(build_generator(plan), generator)
+        received = _received_classifier(plan, public) if plan.utility.noise_multiplier > 0 else None
+        bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
         def answer() -> Arrays:
-            if plan.utility.noise_multiplier == 0:
-                return {}
-            test = self.prepare(plan.image).test
-            model, edges = _received_classifier(plan, public)
+            if received is None:
+                return dict(bound)
+            model, edges = received
+            test = self._cohorts(plan.image).test
             counts = classification.patient_counts(
                 model, test, classes=len(plan.image.labels), edges=edges
             )  # (p, cells)
@@ -189,16 +200,22 @@ class Site:
                 counts, norm_bound=1.0, noise_multiplier=plan.utility.noise_multiplier, entropy=self._entropy
             )
             self._write_own_report(plan, run_id, model, test)
-            return {protocol.NOISED_COUNTS: noised.numpy()}
+            return {protocol.NOISED_COUNTS: noised.numpy(), **bound}
 
-        released = self._release(plan, run_id, "finish", answer)
+        try:
+            released = self._release(plan, run_id, "finish", answer)
+        except SpentError:
+            released = dict(bound)  # the counts died with an earlier attempt; the statement reads no patient
+        if not np.array_equal(released.pop(SIGNED), bound[SIGNED]):
+            raise LedgerError("this run's statement was signed for other weights; a run publishes one sampler")
         return released, self._statement(plan, run_id, weights_sha256)
 
     def countersign(self, head: str, server_public_key: str, signature: str) -> None:
         """Keeps the coordinator's signature under a ledger head, as a witness against a restored old copy."""
         with self._ledger() as ledger:
             ledger.check_not_rolled_back(head)
-            ledger.countersign(head, server_public_key, signature)
+            if ledger.entries()[-1].kind != "countersign":  # one between any two answers; repeats add nothing
+                ledger.countersign(head, server_public_key, signature)
 
     def ledger_head(self) -> str:
         """Hash of the ledger's newest entry; it holds nothing that depends on a patient."""
@@ -209,7 +226,11 @@ class Site:
         return Ledger.open(self.config.ledger_path, site=self.config.name)
 
     def _reserve(self, ledger: Ledger, plan: Plan, run_id: str) -> None:
-        """Charges the whole run; for a run that is charged already, checks that the plan is still the same."""
+        """Every request comes through here: the hospital's limits first, then the whole run's charge, once.
+
+        For a run that is charged already the ledger checks that the plan is still the same.
+        """
+        check_plan(plan, self.config.policy)
         ledger.reserve(
             run_id=run_id,
             plan_hash=plan.hash(),
@@ -224,8 +245,13 @@ class Site:
         stored = self._run_folder(run_id) / f"{request}.safetensors"
         with self._ledger() as ledger:
             self._reserve(ledger, plan, run_id)
-            if ledger.state(run_id, request) == "committed":
+            known = ledger.state(run_id, request)
+            if known == "committed":
                 return read_reply(stored, ledger.digest(run_id, request))
+            if known == "begun":
+                raise SpentError(
+                    f"L01: {request} of run {run_id} began before and died; it is spent and not drawn again"
+                )
             ledger.begin(run_id, request)
             arrays = answer()
             ledger.commit(run_id, request, write_reply(stored, arrays))
@@ -242,8 +268,12 @@ class Site:
         )
 
     def _write_own_report(self, plan: Plan, run_id: str, model: torch.nn.Module, test: Cohort) -> None:
-        """Exact figures, for the hospital's own eyes: they never leave its folder."""
-        exact = classification.exact_figures(model, test, len(plan.image.labels))
+        """Exact figures, for the hospital's own eyes: they never leave its folder, nor does whether there are any."""
+        try:
+            exact = classification.exact_figures(model, test, len(plan.image.labels))
+        except Exception:
+            logging.getLogger("ghostnet.site").exception("the hospital's own figures could not be computed")
+            return
         path = self._run_folder(run_id) / "report.json"
         path.write_text(json.dumps({"stays_in_the_hospital": True, "classification": exact}, indent=2) + "\n")
         path.chmod(0o600)
@@ -268,6 +298,17 @@ def _requests(plan: Plan) -> tuple[str, ...]:
     first = ("warm_start",) if plan.warm_start.noise_multiplier > 0 else ()
     rounds = tuple(f"round-{number}" for number in range(1, plan.federation.rounds + 1))
     return (*first, *rounds, "finish")
+
+
+def _received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor | None:
+    """The coordinator's released mean; None where the plan has no warm start."""
+    if plan.warm_start.noise_multiplier == 0:
+        return None
+    expected = {protocol.RELEASED_MEAN: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
+    check_arrays(arrays, expected)
+    mean = torch.from_numpy(np.array(arrays[protocol.RELEASED_MEAN]))
+    warm_start.class_means(mean, plan)
+    return mean
 
 
 def _received_classifier(plan: Plan, public: Mapping[str, np.ndarray]) -> tuple[torch.nn.Module, torch.Tensor | None]:

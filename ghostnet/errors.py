@@ -47,6 +47,10 @@ class LedgerError(GhostNetError):
     exit_code = 8
 
 
+class SpentError(LedgerError):
+    """A request that began before and did not end: it is spent, and never answered again."""
+
+
 class VerifyError(GhostNetError):
     """A sampler whose certificate does not hold; the message names the check."""
 
@@ -69,3 +73,9 @@ class MissingDependencyError(GhostNetError):
     """An optional part is not installed on this machine."""
 
     exit_code = 12
+
+
+class AuditError(GhostNetError):
+    """An audit whose verdict is fail, or that could not be made; the message names the checks."""
+
+    exit_code = 13

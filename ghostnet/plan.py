@@ -216,7 +216,7 @@ def _check_privacy(privacy: PrivacySpec, source: str) -> None:
     check = partial(check_number, source=source, error=PlanError)
     check(privacy.epsilon, key="privacy.epsilon", above=0)
     check(privacy.delta, key="privacy.delta", above=0, below=1)
-    check(privacy.clip_norm, key="privacy.clip_norm", above=0)
+    check(privacy.clip_norm, key="privacy.clip_norm", low=1e-3, high=1e3)  # float32 norms are sound in this range
     check(privacy.sampling_rate, key="privacy.sampling_rate", above=0, high=1)
     check(privacy.steps, key="privacy.steps", low=0, high=10_000_000)
     check(privacy.noise_multiplier, key="privacy.noise_multiplier", low=0)
@@ -250,7 +250,7 @@ def _check_rest(plan: Plan, source: str) -> None:
         ("training", "learning_rate_generator"),
         ("training", "learning_rate_discriminator"),
     ):
-        check(getattr(getattr(plan, table), name), key=f"{table}.{name}", above=0)
+        check(getattr(getattr(plan, table), name), key=f"{table}.{name}", above=0, high=1)
     for name in ("discriminator_steps", "generator_batch", "physical_rows"):
         check(getattr(train, name), key=f"training.{name}", low=1, high=1_000_000)
     check(federation.rounds, key="federation.rounds", low=0, high=10_000)

@@ -24,4 +24,5 @@ CLASSIFIER = "classifier."  # prefix of a classifier's weights among public arra
 SCORE_EDGES = "score_edges"
 
 REFUSED = 101  # error code: the hospital's policy, budget or ledger says no
+SPENT = 103  # error code: this very request began before and died; asking again is in vain, the next one is not
 FAILED = 102  # error code: something else went wrong there; the detail stays in the hospital's log

@@ -8,17 +8,20 @@ bytes, and are charged once.
 from __future__ import annotations
 
 import json
+from logging import WARNING
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, MetricRecord
+from flwr.app import ConfigRecord, Context, Message, MetricRecord
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from ghostnet import protocol, warm_start
 from ghostnet.errors import FederationError
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan, load_plan
+from ghostnet.privacy import keys
 from ghostnet.privacy.claim import resolve
 from ghostnet.progress import Progress, silent
 from ghostnet.utility import classification
@@ -26,7 +29,7 @@ from ghostnet.utility.synthetic import train_on_synthetic
 from ghostnet.weights import Arrays, arrays_sha256, load_arrays, to_arrays
 from server.checkpoint import Checkpoint
 from server.publish import Outcome, publish
-from server.strategy import Conversation, EqualAverage, from_record, sum_replies, to_record
+from server.strategy import Conversation, EqualAverage, Hospital, from_record, sum_replies, to_record
 
 
 def build_app(
@@ -68,12 +71,12 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
     Raises:
         FederationError: too few hospitals take part, or one answers with something else than asked.
     """
-    conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, checkpoint.heads, checkpoint.timings)
+    conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, checkpoint.known, checkpoint.timings)
 
     # Join: each hospital checks the plan against its own limits and reserves the whole run's cost.
     progress("hospitals join", 0, 1)
     conversation.join(max(expected, plan.federation.min_hospitals))
-    checkpoint.note_heads(conversation.hospitals.values())
+    checkpoint.note(conversation.hospitals.values())
     progress("hospitals join", 1, 1)
 
     # Round 0: one noised sum of embeddings from each; the generator is fitted to their mean.
@@ -86,8 +89,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         with checkpoint.timed("fit the warm start"):
             warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
         checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
+        checkpoint.note(conversation.hospitals.values())  # who contributed, before what they contributed to
         checkpoint.save_round(0, to_arrays(generator))
-        checkpoint.note_heads(conversation.hospitals.values())
 
     # Adversarial rounds: generators out, locally trained generators back, averaged.
     _train(conversation, plan, generator, checkpoint, progress)
@@ -97,7 +100,7 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
     with checkpoint.timed("train the report's classifier"):
         classifier, edges = _classifier(generator, plan, progress)
     noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
-    checkpoint.note_heads(conversation.hospitals.values())
+    checkpoint.note(conversation.hospitals.values())
     _require_all_signed(conversation, checkpoint)
     outcome = Outcome(
         plan=plan,
@@ -135,8 +138,8 @@ def _train(
 
     def keep(server_round: int, arrays: object) -> MetricRecord | None:
         if server_round:
+            checkpoint.note(conversation.hospitals.values())
             checkpoint.save_round(server_round + rounds_done, from_record(arrays))  # type: ignore[arg-type]
-            checkpoint.note_heads(conversation.hospitals.values())
         progress("rounds", server_round + rounds_done, plan.federation.rounds)
         return None
 
@@ -181,13 +184,27 @@ def _finish(
     )
     for reply in replies:
         hospital = conversation.hospitals[reply.metadata.src_node_id]
-        hospital.statement = json.loads(str(reply.content.config_records[protocol.CONFIG]["statement"]))
+        hospital.statement = _checked_statement(reply, hospital)
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
     if not public:
         return None, 0
     cells = classification.cell_count(len(plan.image.labels), plan.utility.bins)
     expected = {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)}
     return sum_replies(replies, protocol.NOISED_COUNTS, expected)
+
+
+def _checked_statement(reply: Message, hospital: Hospital) -> dict[str, object] | None:
+    """The hospital's signed statement; None if it is not its own."""
+    try:
+        statement = json.loads(str(reply.content.config_records[protocol.CONFIG]["statement"]))
+        signed = {key: value for key, value in statement.items() if key != "signature"}
+        own = statement["site"] == hospital.name and statement["public_key"] == hospital.public_key
+        own = own and keys.verify(hospital.public_key, signed, statement["signature"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        own = False
+    if not own:
+        log(WARNING, "the statement of %s is not signed by its key; it is left out", hospital.name)
+    return statement if own else None
 
 
 def _require_all_signed(conversation: Conversation, checkpoint: Checkpoint) -> None:

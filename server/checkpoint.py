@@ -24,7 +24,7 @@ from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.weights import Arrays
-from server.strategy import Hospital, Timing
+from server.strategy import Hospital, Known, Timing
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Checkpoint:
     plan_hash: str
     rounds_done: int = 0
     finished: bool = False
-    heads: dict[str, str] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
     contributors: list[str] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     server_s: dict[str, float] = field(default_factory=dict)
@@ -64,7 +64,8 @@ class Checkpoint:
         if record["plan_hash"] != plan.hash():
             raise RunFolderError(f"{out} holds a run of another plan; give that plan, or another --out")
         timings = [Timing(**entry) for entry in record.pop("timings")]  # type: ignore[union-attr,attr-defined]
-        checkpoint = cls(out=out, timings=timings, **record)  # type: ignore[arg-type]
+        known = {name: Known(**entry) for name, entry in record.pop("known").items()}  # type: ignore[union-attr,attr-defined]
+        checkpoint = cls(out=out, timings=timings, known=known, **record)  # type: ignore[arg-type]
         for path in (out / "server").glob("*.safetensors"):
             checkpoint.arrays[path.stem] = load_file(path)
         return checkpoint
@@ -79,6 +80,8 @@ class Checkpoint:
         self.arrays[name] = arrays
         path = self.out / "server" / f"{name}.safetensors"
         save_file(arrays, path.with_suffix(".tmp"))
+        with path.with_suffix(".tmp").open("rb") as file:
+            os.fsync(file.fileno())
         path.with_suffix(".tmp").replace(path)
 
     def save_round(self, rounds_done: int, generator: Arrays) -> None:
@@ -87,10 +90,10 @@ class Checkpoint:
         self.rounds_done = rounds_done
         self._write_record()
 
-    def note_heads(self, hospitals: Iterable[Hospital]) -> None:
-        """Keeps the newest ledger head of each hospital, to notice one that went back in time; and who has released."""
+    def note(self, hospitals: Iterable[Hospital]) -> None:
+        """Keeps each hospital's key and newest ledger head, to notice another or an older one; and who has released."""
         for hospital in hospitals:
-            self.heads[hospital.name] = hospital.ledger_head
+            self.known[hospital.name] = Known(public_key=hospital.public_key, ledger_head=hospital.ledger_head)
             if hospital.answered and hospital.name not in self.contributors:
                 self.contributors.append(hospital.name)
         self._write_record()
@@ -113,7 +116,7 @@ class Checkpoint:
             "plan_hash": self.plan_hash,
             "rounds_done": self.rounds_done,
             "finished": self.finished,
-            "heads": self.heads,
+            "known": {name: dataclasses.asdict(known) for name, known in self.known.items()},
             "contributors": self.contributors,
             "timings": [dataclasses.asdict(timing) for timing in self.timings],
             "server_s": self.server_s,

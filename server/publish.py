@@ -58,6 +58,7 @@ def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
     )
     certificate.write_certificate(staged, document)
     _require_verified(staged, outcome)
+    shutil.rmtree(out / "sampler", ignore_errors=True)  # of an attempt that died before it was done
     staged.replace(out / "sampler")
     progress("publish", 1, 2)
     write_report(out, report(outcome), draw_figures(Sampler.load(out / "sampler")))
@@ -101,12 +102,18 @@ def report(outcome: Outcome) -> dict[str, object]:
         "utility": _utility(outcome),
         "fidelity": {},
         "timing": {
-            "rounds": [asdict(timing) for timing in outcome.timings],
+            "rounds": [_rounded(timing) for timing in outcome.timings],
             "server": [{"work": work, "wall_s": wall} for work, wall in outcome.server_s.items()],
             "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }
+
+
+def _rounded(timing: Timing) -> dict[str, object]:
+    """To a tenth of a second: finer times would say how many patients were drawn."""
+    values = asdict(timing)
+    return {**values, "wall_s": round(timing.wall_s, 1), "slowest_client_s": round(timing.slowest_client_s, 1)}
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:

@@ -41,6 +41,14 @@ class Hospital:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is remembered of a hospital between attempts: its key, and the last ledger head that it showed."""
+
+    public_key: str
+    ledger_head: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """Wall time of one phase, and of its slowest hospital as its reply's own clock tells."""
 
@@ -58,7 +66,7 @@ class Conversation:
         plan: the resolved plan.
         run_id: 32 hexadecimal digits.
         key: the coordinator's signing key; it countersigns every ledger head that it is shown.
-        known_heads: heads seen in an earlier attempt of this run, by hospital.
+        known: what an earlier attempt of this run saw of each hospital, by name.
         timings: every phase's times are added to it.
     """
 
@@ -68,13 +76,14 @@ class Conversation:
         plan: Plan,
         run_id: str,
         key: Ed25519PrivateKey,
-        known_heads: Mapping[str, str],
+        known: Mapping[str, Known],
         timings: list[Timing],
     ) -> None:
         self.grid, self.plan, self.run_id = grid, plan, run_id
         self.hospitals: dict[int, Hospital] = {}
         self.timings = timings
-        self._key, self._known_heads = key, known_heads
+        self._key, self._known = key, known
+        self.spent: list[str] = []
 
     def join(self, expected: int) -> None:
         """Asks every connected node to take part; keeps those that do.
@@ -86,15 +95,23 @@ class Conversation:
         refused: list[str] = []
         for reply in self.ask(protocol.JOIN, node_ids, refused=refused):
             config = reply.content.config_records[protocol.CONFIG]
-            name, head = str(config["name"]), str(config["ledger-head"])
-            if any(name == other.name for other in self.hospitals.values()):
-                raise FederationError(f"two hospitals call themselves {name!r}; give each site.toml a name of its own")
-            node_id = reply.metadata.src_node_id
-            # An earlier attempt's head goes out with the next request: the hospital checks that it still has it.
-            seen = self._known_heads.get(name, head)
-            self.hospitals[node_id] = Hospital(
-                name=name, node_id=node_id, public_key=str(config["public-key"]), ledger_head=seen
+            hospital = Hospital(
+                name=str(config["name"]),
+                node_id=reply.metadata.src_node_id,
+                public_key=str(config["public-key"]),
+                ledger_head=str(config["ledger-head"]),
             )
+            if any(hospital.name == other.name for other in self.hospitals.values()):
+                raise FederationError(
+                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
+                )
+            before = self._known.get(hospital.name)
+            if before is not None and before.public_key != hospital.public_key:
+                log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
+                continue
+            # An earlier attempt's head goes out with the next request: the hospital checks that it still has it.
+            hospital.ledger_head = before.ledger_head if before is not None else hospital.ledger_head
+            self.hospitals[hospital.node_id] = hospital
         self.require(len(self.hospitals), "joined", refused)
 
     def ask(
@@ -136,12 +153,15 @@ class Conversation:
         """Splits errors from answers, notes times, and keeps every ledger head that came with an answer."""
         good: list[Message] = []
         slowest = 0.0
+        self.spent.clear()
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
             if reply.has_error():
                 log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
                 if refused is not None:
                     refused.append(reply.error.reason)
+                if reply.error.code == protocol.SPENT:
+                    self.spent.append(reply.error.reason)
                 continue
             good.append(reply)
             hospital = self.hospitals.get(reply.metadata.src_node_id)
@@ -235,6 +255,10 @@ class EqualAverage(FedAvg):
         reasons: list[str] = []
         answers = self._conversation.sort_replies(replies, protocol.TRAIN, self._started, reasons, number=number)
         checked = [reply for reply in answers if self._fits(reply, reasons)]
+        if not checked and self._conversation.spent:
+            # An earlier attempt died inside this round at every hospital: it is spent, and the run goes on without it.
+            log(WARNING, "round %s is spent without an answer; its generator stays as it was", number)
+            return to_record(self._sent), None
         self._conversation.require(len(checked), f"answered round {number}", reasons)
         for reply in checked:
             # A hospital's answer weighs one, whatever it wrote there; and FedAvg wants no further records.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -65,12 +66,13 @@ def has_signature(path: Path) -> bool:
         return file.read(PREAMBLE + len(SIGNATURE))[PREAMBLE:] == SIGNATURE
 
 
-def read_labels(table: Path, labels: Sequence[str]) -> dict[str, LabelRow]:
+def read_labels(table: Path, labels: Sequence[str], *, strict: bool = True) -> dict[str, LabelRow]:
     """Reads a label table: CSV with a header line and the columns image, label and, if there are masks, mask.
 
     Args:
         table: the CSV file.
         labels: the plan's label names.
+        strict: refuse the table for one bad row; otherwise the image of that row has no label.
 
     Returns:
         The rows by image path, relative to the image folder. Further columns are not read.
@@ -92,7 +94,7 @@ def read_labels(table: Path, labels: Sequence[str]) -> dict[str, LabelRow]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         kind = error.__class__.__name__
         raise SiteError(f"[data].labels = {table} cannot be read ({kind}); give a UTF-8 CSV file") from None
-    return _by_image(rows, labels)
+    return _by_image(rows, labels, strict)
 
 
 def find_mask(mask: str, *, folder: Path, table: Path) -> Path | None:
@@ -104,24 +106,25 @@ def find_mask(mask: str, *, folder: Path, table: Path) -> Path | None:
     return None
 
 
-def _by_image(rows: Sequence[Mapping[str, str | None]], labels: Sequence[str]) -> dict[str, LabelRow]:
+def _by_image(rows: Sequence[Mapping[str, str | None]], labels: Sequence[str], strict: bool) -> dict[str, LabelRow]:
     indices: dict[str, int | None] = {name: index for index, name in enumerate(labels)} | {"": None}
     cells = [{key: (row.get(key) or "").strip() for key in ("image", "label", "mask")} for row in rows]
     unknown = sum(cell["label"] not in indices for cell in cells)
-    if unknown:
+    if unknown and strict:
         raise DataError(
             f"the label table has {unknown} label(s) that the plan does not name ({', '.join(labels)}); "
             "correct them, or leave the cell empty to keep the image out"
         )
     by_image = {
-        _posix(cell["image"]): LabelRow(label=indices[cell["label"]], mask=cell["mask"])
+        _posix(cell["image"]): LabelRow(label=indices.get(cell["label"]), mask=cell["mask"])
         for cell in cells
         if cell["image"]
     }
-    twice = sum(bool(cell["image"]) for cell in cells) - len(by_image)
-    if twice:
-        raise DataError(f"the label table names {twice} image(s) twice; keep one line for each")
-    return by_image
+    named = Counter(_posix(cell["image"]) for cell in cells if cell["image"])
+    twice = [image for image, count in named.items() if count > 1]
+    if twice and strict:
+        raise DataError(f"the label table names {len(twice)} image(s) twice; keep one line for each")
+    return by_image | {image: LabelRow(label=None, mask="") for image in twice}
 
 
 def _posix(path: str) -> str:

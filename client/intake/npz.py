@@ -38,12 +38,13 @@ class NpzData:
     test: NDArray[np.bool_] | None
 
 
-def read_npz(path: Path, image: ImageSpec) -> NpzData:
+def read_npz(path: Path, image: ImageSpec, *, strict: bool = True) -> NpzData:
     """Reads the columns `images`, `labels`, `patient`, `masks` and `split`; others must only be plain arrays.
 
     Args:
         path: the file.
         image: the plan's image; it says how many labels there are and whether masks are needed.
+        strict: refuse the file for one bad row; otherwise its label is -1, or it is never trained on.
 
     Raises:
         DataError: one line that names the column, what it holds and what was expected.
@@ -59,10 +60,10 @@ def read_npz(path: Path, image: ImageSpec) -> NpzData:
         raise DataError(f"{path}: images has no row; give at least one image")
     return NpzData(
         images=columns["images"],
-        labels=_labels(path, columns.get("labels"), n, image),
+        labels=_labels(path, columns.get("labels"), n, image, strict),
         patients=_patients(columns.get("patient"), n),
         masks=_masks(path, columns.get("masks"), image),
-        test=_test_rows(path, columns.get("split")),
+        test=_test_rows(path, columns.get("split"), strict),
     )
 
 
@@ -155,7 +156,7 @@ def _broken(path: Path, error: BaseException) -> DataError:
     )
 
 
-def _labels(path: Path, labels: NDArray[Any] | None, n: int, image: ImageSpec) -> NDArray[np.int64]:
+def _labels(path: Path, labels: NDArray[Any] | None, n: int, image: ImageSpec, strict: bool) -> NDArray[np.int64]:
     classes = len(image.labels)
     if labels is None:
         if classes > 1:
@@ -163,12 +164,13 @@ def _labels(path: Path, labels: NDArray[Any] | None, n: int, image: ImageSpec) -
                 f"{path} has no column labels, and the plan has {classes} labels; add it, or use a plan with one"
             )
         return np.zeros(n, np.int64)
-    outside = int(((labels < 0) | (labels >= classes)).sum())
-    if outside:
+    outside = (labels < 0) | (labels >= classes)
+    if strict and outside.any():
         raise DataError(
-            f"{path}: {outside} label(s) are not in 0..{classes - 1}, the plan's {classes} labels; correct them"
+            f"{path}: {int(outside.sum())} label(s) are not in 0..{classes - 1}, the plan's {classes} labels; "
+            "correct them"
         )
-    return labels.astype(np.int64)
+    return np.where(outside, -1, labels.astype(np.int64))
 
 
 def _patients(patients: NDArray[Any] | None, n: int) -> list[str]:
@@ -184,11 +186,12 @@ def _masks(path: Path, masks: NDArray[Any] | None, image: ImageSpec) -> NDArray[
     return masks
 
 
-def _test_rows(path: Path, split: NDArray[Any] | None) -> NDArray[np.bool_] | None:
+def _test_rows(path: Path, split: NDArray[Any] | None, strict: bool) -> NDArray[np.bool_] | None:
     if split is None:
         return None
     test: NDArray[np.bool_] = split == "test"
-    other = len(split) - int(test.sum()) - int((split == "train").sum())
-    if other:
+    trained: NDArray[np.bool_] = split == "train"
+    other = int((~test & ~trained).sum())
+    if other and strict:
         raise DataError(f'{path}: split has {other} value(s) that are neither "train" nor "test"; correct them')
-    return test
+    return ~trained

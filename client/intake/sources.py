@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,14 @@ _SHAPING_LIBRARIES = ("pydicom", "numpy", "opencv-python-headless", "scikit-imag
 
 
 def dicom_rows(
-    config: SiteConfig, image: ImageSpec, secret: bytes, progress: Progress, *, limits: Limits, workers: int | None
+    config: SiteConfig,
+    image: ImageSpec,
+    secret: bytes,
+    progress: Progress,
+    *,
+    limits: Limits,
+    workers: int | None,
+    strict: bool = True,
 ) -> Rows:
     """Reads a folder of DICOM files in worker processes; what is in the cache is not opened again.
 
@@ -43,7 +50,7 @@ def dicom_rows(
     folder, labels_path = config.data.path, config.data.labels
     if labels_path is None:
         raise SiteError(f"[data].labels is missing in {config.source}; name a CSV with the columns image,label")
-    labels = read_labels(labels_path, image.labels)
+    labels = read_labels(labels_path, image.labels, strict=strict)
     masks = {name: find_mask(row.mask, folder=folder, table=labels_path) for name, row in labels.items() if row.mask}
     files = find_files(folder, [labels_path, *(mask for mask in masks.values() if mask)])
     settings = _settings(config, image)
@@ -71,13 +78,13 @@ def dicom_rows(
     )
 
 
-def npz_rows(config: SiteConfig, image: ImageSpec, secret: bytes, progress: Progress) -> Rows:
+def npz_rows(config: SiteConfig, image: ImageSpec, secret: bytes, progress: Progress, *, strict: bool = True) -> Rows:
     """Reads an NPZ file; uint8 0..255 becomes the plan's range, whatever values an image holds.
 
     Raises:
         DataError: see `read_npz`; or a patient has rows in both splits.
     """
-    data = read_npz(config.data.path, image)
+    data = read_npz(config.data.path, image, strict=strict)
     n = len(data.images)
     taken: list[Row] = []
     refused: list[tuple[str, Code]] = []
@@ -87,12 +94,14 @@ def npz_rows(config: SiteConfig, image: ImageSpec, secret: bytes, progress: Prog
         if not data.patients[i].strip(" \t\r\n\0"):
             refused.append((f"row {i}", Code.NO_PATIENT_ID))
             continue
+        if data.labels[i] < 0:
+            refused.append((f"row {i}", Code.NO_LABEL))
+            continue
         test = None if data.test is None else bool(data.test[i])
         patient = patient_key(secret, data.patients[i])
         taken.append(Row(planes=_npz_planes(data, i, image), label=int(data.labels[i]), patient=patient, test=test))
     progress("images", n, n)
-    _check_split(taken, config.data.path)
-    return Rows(taken=taken, refused=refused, found=n)
+    return Rows(taken=_one_split(taken, config.data.path, strict), refused=refused, found=n)
 
 
 def _npz_planes(data: NpzData, i: int, image: ImageSpec) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -104,12 +113,14 @@ def _npz_planes(data: NpzData, i: int, image: ImageSpec) -> np.ndarray[tuple[int
     return np.concatenate(planes)
 
 
-def _check_split(taken: list[Row], path: Path) -> None:
+def _one_split(taken: list[Row], path: Path, strict: bool) -> list[Row]:
+    """Every patient in one split; one with rows of both is an error or, if not strict, never trained on."""
     train, test = ({row.patient for row in taken if row.test is part} for part in (False, True))
-    if train & test:
+    if train & test and strict:
         raise DataError(
             f"{path}: {len(train & test)} patient(s) have rows of both splits; put all rows of a patient in one"
         )
+    return [replace(row, test=True) if row.patient in train & test else row for row in taken]
 
 
 def _with_label(

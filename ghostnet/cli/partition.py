@@ -1,10 +1,12 @@
 """One NPZ file shared out among simulated hospitals, each written as a site of its own.
 
-Patients are never split between hospitals. The shares depend on the plan's public seed alone.
+Patients are never split between more hospitals than the plan counts with. The shares depend on the plan's public seed
+alone.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +52,11 @@ def write_sites(
     if resume and folder.exists():
         return sorted(folder.glob("*/site.toml"))
     columns = read_columns(data)
-    shares = _shares(columns, sites, partition, np.random.default_rng(plan.seed))
-    files = []
+    shares = _shares(columns, sites, partition, plan.federation.hospitals_per_patient, np.random.default_rng(plan.seed))
+    partial = folder.with_name(folder.name + ".tmp")  # the folder appears whole or not at all
+    shutil.rmtree(partial, ignore_errors=True)
     for name, rows in shares.items():
-        site = folder / name
+        site = partial / name
         site.mkdir(parents=True, mode=0o700)
         np.savez(site / "data.npz", **{key: values[rows] for key, values in columns.items()})
         text = SITE_TOML.format(
@@ -63,12 +66,12 @@ def write_sites(
             reference=str(plan.utility.real_reference).lower(),
         )
         (site / "site.toml").write_text(text)
-        files.append(site / "site.toml")
-    return files
+    partial.replace(folder)
+    return sorted(folder.glob("*/site.toml"))
 
 
 def _shares(
-    columns: dict[str, np.ndarray], sites: int, partition: str, rng: np.random.Generator
+    columns: dict[str, np.ndarray], sites: int, partition: str, hospitals_per_patient: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Row numbers of each hospital, by name."""
     kind, _, argument = partition.partition(":")
@@ -76,7 +79,11 @@ def _shares(
         if argument not in columns:
             raise DataError(f"--partition column:{argument}: the file has no such column; it has {', '.join(columns)}")
         values, of_row = np.unique(columns[argument], return_inverse=True)
-        return {_name(str(value)): np.flatnonzero(of_row == i) for i, value in enumerate(values)}
+        shares = {_name(str(value)): np.flatnonzero(of_row == i) for i, value in enumerate(values)}
+        if len(shares) != len(values):
+            raise DataError(f"--partition column:{argument}: two values make the same hospital's name; rename them")
+        _check_spread(columns["patient"], of_row, hospitals_per_patient)
+        return shares
     patients, first, of_row = np.unique(columns["patient"], return_index=True, return_inverse=True)
     if kind == "iid" and not argument:
         site_of_patient = rng.permutation(len(patients)) % sites
@@ -90,6 +97,17 @@ def _shares(
         if not len(rows):
             raise DataError(f"--partition {partition} leaves {name} of {sites} without a patient; use fewer hospitals")
     return shares
+
+
+def _check_spread(patients: np.ndarray, site_of_row: np.ndarray, most: int) -> None:
+    """Refuses patients at more hospitals than the plan's public bound, which the certificate counts with."""
+    pairs = np.unique(np.stack([np.unique(patients, return_inverse=True)[1], site_of_row]), axis=1)
+    spread = int(np.bincount(pairs[0]).max())
+    if spread > most:
+        raise DataError(
+            f"a patient is at {spread} hospitals, the plan counts with {most}; "
+            "raise [federation].hospitals_per_patient"
+        )
 
 
 def _skewed(labels: np.ndarray, sites: int, alpha: float, rng: np.random.Generator) -> np.ndarray:

@@ -97,7 +97,8 @@ def run(
         else:
             _run_embedded(run_config, site_files, progress)
     except BaseException:
-        if created and not any((out / "server").glob("*.safetensors")):  # nothing was released: nothing to resume
+        released = [*out.glob("server/*.safetensors"), *out.glob("sites/*/ledger.sqlite")]
+        if created and not released:  # nothing to resume, and no ledger to lose
             shutil.rmtree(out, ignore_errors=True)
         raise
     _collect(out, configs)

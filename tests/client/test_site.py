@@ -20,12 +20,14 @@ from client.app import build_app
 from client.config import load_site
 from client.site import Site
 from ghostnet import protocol
-from ghostnet.errors import BudgetError, LedgerError, PolicyError
+from ghostnet.errors import BudgetError, DataError, FederationError, LedgerError, PolicyError, SpentError
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
 from ghostnet.privacy.claim import resolve
 from ghostnet.privacy.ledger import Ledger, verify_ledger
-from ghostnet.weights import to_arrays
+from ghostnet.utility import classifier
+from ghostnet.warm_start import embedding_size
+from ghostnet.weights import arrays_sha256, to_arrays
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 
 SITE = """
@@ -62,6 +64,68 @@ def test_nothing_is_answered_before_the_run_is_reserved_for_exactly_this_plan(si
     weaker = dataclasses.replace(plan, privacy=dataclasses.replace(plan.privacy, noise_multiplier=0.31))
     with pytest.raises((LedgerError, PolicyError)):
         site.warm_start(weaker, run_id)
+
+
+def test_the_policy_holds_for_every_request_also_for_one_that_never_joined(site_file: Path, plan: Plan) -> None:
+    site_file.write_text(SITE.format(epsilon=10.0) + f'approved_plans = ["{"0" * 64}"]\n')
+    site, run_id, generator = Site(load_site(site_file)), secrets.token_hex(16), to_arrays(build_generator(plan))
+    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    requests = (
+        lambda: site.join(plan, run_id),
+        lambda: site.warm_start(plan, run_id),
+        lambda: site.train(plan, run_id, 1, generator, mean),
+        lambda: site.finish(plan, run_id, generator, _classifier(plan), arrays_sha256(generator)),
+    )
+    for request in requests:
+        with pytest.raises(PolicyError, match="P12"):
+            request()
+    assert "reserve" not in [entry.kind for entry in verify_ledger(site.config.ledger_path)]
+
+
+def test_one_row_that_does_not_fit_never_decides_whether_a_hospital_answers(site_file: Path, plan: Plan) -> None:
+    columns = dict(np.load(site_file.parent / "data.npz"))
+    columns["labels"][7] = 9  # no label of the plan
+    columns["split"][:2] = ["train", "test"]
+    columns["patient"][:2] = "p000"
+    np.savez(site_file.parent / "data.npz", **columns)
+    site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
+    site.join(plan, run_id)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+    with pytest.raises(DataError):  # for the hospital's own people it is an error
+        site.prepare(plan.image)
+
+
+def test_public_arrays_that_do_not_fit_are_refused_before_they_are_charged(site: Site, plan: Plan) -> None:
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    site.join(plan, run_id)
+    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    with pytest.raises(FederationError):
+        site.train(plan, run_id, 1, {**generator, "more": np.zeros(1, dtype=np.float32)}, mean)
+    with pytest.raises(FederationError):
+        site.train(plan, run_id, 1, generator, {})
+    with pytest.raises(FederationError):
+        site.finish(plan, run_id, generator, {}, arrays_sha256(generator))
+    assert "begin" not in [entry.kind for entry in verify_ledger(site.config.ledger_path)]
+    assert site.train(plan, run_id, 1, generator, mean).keys() == generator.keys()
+
+
+def test_a_run_is_signed_for_one_set_of_weights_only(site: Site, plan: Plan) -> None:
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    site.join(plan, run_id)
+    counts, statement = site.finish(plan, run_id, generator, _classifier(plan), arrays_sha256(generator))
+    assert counts.keys() == {protocol.NOISED_COUNTS}
+    again, _ = site.finish(plan, run_id, generator, _classifier(plan), arrays_sha256(generator))
+    np.testing.assert_array_equal(counts[protocol.NOISED_COUNTS], again[protocol.NOISED_COUNTS])
+    other = {name: array + 1 for name, array in generator.items()}
+    with pytest.raises(LedgerError, match="other weights"):
+        site.finish(plan, run_id, other, _classifier(plan), arrays_sha256(other))
+
+
+def _classifier(plan: Plan) -> dict[str, np.ndarray]:
+    model = classifier.build_classifier(channels=1, classes=2)
+    arrays = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(model).items()}
+    edges = np.linspace(-1, 1, plan.utility.bins - 1, dtype=np.float32)
+    return {**arrays, protocol.SCORE_EDGES: edges}
 
 
 def test_a_repeated_request_gets_identical_bytes_and_is_charged_once(site: Site, plan: Plan) -> None:
@@ -121,11 +185,12 @@ def test_a_hospital_killed_between_reading_and_answering_never_answers_that_requ
     with Ledger.open(site.config.ledger_path) as ledger:
         before = ledger.spent(1e-5).epsilon_pld
     site.join(plan, run_id)
-    with pytest.raises(LedgerError):
+    with pytest.raises(SpentError, match="L01"):
         site.warm_start(plan, run_id)
     with Ledger.open(site.config.ledger_path) as ledger:
         assert ledger.spent(1e-5).epsilon_pld == before
-    assert site.train(plan, run_id, 1, to_arrays(build_generator(plan)), {}).keys()
+    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    assert site.train(plan, run_id, 1, to_arrays(build_generator(plan)), mean).keys()
 
 
 def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Path, plan: Plan) -> None:
@@ -137,7 +202,9 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
         (folder / "site.toml").write_text(SITE.format(epsilon=10.0))
         site, run_id = Site(load_site(folder / "site.toml")), secrets.token_hex(16)
         site.join(plan, run_id)
-        answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, to_arrays(build_generator(plan)), {})}
+        mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+        generator = to_arrays(build_generator(plan))
+        answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, generator, mean)}
         sizes.add(tuple(sorted((name, array.shape, str(array.dtype)) for name, array in answers.items())))
     assert len(sizes) == 1
 
@@ -194,7 +261,7 @@ def test_a_run_id_that_is_not_one_is_refused(site_file: Path, plan: Plan, run_id
 
 def test_a_round_that_the_plan_does_not_have_is_refused(site_file: Path, plan: Plan) -> None:
     assert not _ask(site_file, plan, protocol.JOIN).has_error()
-    for number in (0, 3, -1):
+    for number in (0, 3, -1):  # refused by the round's number, before anything else is looked at
         reply = _ask(site_file, plan, MessageType.TRAIN, **{"server-round": number})
         assert reply.has_error()
     kinds = [entry.kind for entry in verify_ledger(site_file.parent / "ledger.sqlite")]

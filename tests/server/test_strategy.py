@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ghostnet import protocol
 from ghostnet.errors import FederationError
 from ghostnet.privacy import keys
-from server.strategy import Conversation, EqualAverage, Hospital, from_record, sum_replies, to_record
+from server.strategy import Conversation, EqualAverage, Hospital, Known, from_record, sum_replies, to_record
 from tests.plans import tiny_plan
 
 SENT = {"w": np.zeros((2, 3), dtype=np.float32)}
@@ -82,3 +84,30 @@ def test_a_sum_counts_only_the_replies_that_fit(strategy: EqualAverage) -> None:
     total, count = sum_replies(replies, "w", SENT)
     assert count == 2
     np.testing.assert_allclose(total, 4.0)
+
+
+def test_a_round_that_died_at_every_hospital_is_skipped_and_does_not_end_the_run(strategy: EqualAverage) -> None:
+    spent = [Message(Error(code=protocol.SPENT, reason="spent"), reply_to=r) for r in strategy.requests]
+    averaged, _ = strategy.aggregate_train(1, spent)
+    np.testing.assert_array_equal(from_record(averaged)["w"], SENT["w"])
+    failed = [Message(Error(code=protocol.FAILED, reason="failed"), reply_to=r) for r in strategy.requests]
+    with pytest.raises(FederationError, match="0 of at least 2"):
+        strategy.aggregate_train(1, failed)
+
+
+def test_a_node_with_a_known_name_and_another_key_is_left_out(tmp_path: Path) -> None:
+    key = keys.load_or_create_key(tmp_path / "server.key")
+    known = {"north": Known(public_key="aa" * 32, ledger_head="bb" * 32)}
+
+    class OneNode:
+        def get_node_ids(self) -> list[int]:
+            return [2]
+
+        def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
+            joined = {"name": "north", "public-key": "cc" * 32, "ledger-head": "dd" * 32}
+            return [Message(RecordDict({protocol.CONFIG: ConfigRecord(joined)}), reply_to=m) for m in messages]
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    conversation = Conversation(OneNode(), tiny_plan(), "0" * 32, key, known, [])  # type: ignore[arg-type]
+    with pytest.raises(FederationError, match="0 of at least 1 hospitals joined"):
+        conversation.join(1)
