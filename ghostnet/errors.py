@@ -50,6 +50,8 @@ class LedgerError(GhostNetError):
 class SpentError(LedgerError):
     """A request that began before and did not end: it is spent, and never answered again."""
 
+    exit_code = 14
+
 
 class VerifyError(GhostNetError):
     """A sampler whose certificate does not hold; the message names the check."""

@@ -3,9 +3,9 @@
 m canaries are put in or left out by independent fair coins. From the outputs alone each gets a score (large: "in"); the
 auditor guesses on the most extreme ones and abstains on the rest. More right guesses than a claim allows refute it.
 
-- One run, any (epsilon, delta) mechanism: Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), Theorem 5.2.
-- One run, a whole trade-off curve: Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), Algorithm 3. With the claimed
-  curve it is the sharpest test here; with the Gaussian family it gives a number, valid for mechanisms of that family.
+- One run, any (epsilon, delta) mechanism: Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846).
+- One run, a whole trade-off curve: Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235). With the claimed curve it
+  tests the claim directly; with the Gaussian family it gives a number, valid for mechanisms of that family.
 - Independent canaries: Clopper-Pearson intervals on both error rates; and the Gaussian family on the same intervals
   (Nasr et al. 2023, arXiv:2302.07956). Canary scores are independent where each has a coordinate of its own.
 
@@ -15,7 +15,7 @@ Every bound holds by itself with probability 1 - significance. Which guesses are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,8 @@ from scipy.special import bdtr, betaincinv, expit, log_ndtr, ndtr, ndtri
 GUESSED_SHARES = (0.05, 0.2)
 """Shares of the canaries that are guessed on, half "in", half "out"; the significance is split over them."""
 
-THRESHOLDS = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""Log-likelihood ratios at which error rates are taken; the significance is split over them and the two rates."""
+RANKS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98)
+"""Where error rates are taken: at these quantiles of the first quarter's scores, on the other canaries."""
 
 _EPSILON_MAX = 60.0
 _MU_MAX = 64.0
@@ -185,18 +185,18 @@ def gdp_epsilon(mu: float, delta: float) -> float:
 
 
 def independent_bounds(
-    scores: NDArray[np.float64],
-    included: NDArray[np.bool_],
-    *,
-    delta: float,
-    significance: float,
-    thresholds: Sequence[float] = THRESHOLDS,
+    scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, significance: float
 ) -> tuple[float, float]:
-    """(epsilon of any mechanism, epsilon within the Gaussian family) from independent canaries' error rates."""
-    each = significance / (2 * len(thresholds))
-    ins, outs = scores[included], scores[~included]
+    """(epsilon of any mechanism, epsilon within the Gaussian family) from independent canaries' error rates.
+
+    Thresholds come from the first quarter of the canaries and rates from the others, so that a threshold is fixed
+    before it is used; the significance is split over thresholds and the two rates.
+    """
+    first, each = len(scores) // 4, significance / (2 * len(RANKS))
+    judged, truth = scores[first:], included[first:]
+    ins, outs = judged[truth], judged[~truth]
     epsilon = mu = 0.0
-    for threshold in thresholds:
+    for threshold in np.quantile(scores[:first], RANKS) if first else ():
         missed = clopper_pearson_upper(int((ins <= threshold).sum()), len(ins), each)
         alarms = clopper_pearson_upper(int((outs > threshold).sum()), len(outs), each)
         for one, other in ((missed, alarms), (alarms, missed)):

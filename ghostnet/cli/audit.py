@@ -2,29 +2,89 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ghostnet.audit.ledger import audit_ledger
+from ghostnet.cli.console import progress_bars, results
 from ghostnet.cli.site import print_nested
+from ghostnet.errors import AuditError
 
-app = typer.Typer(help="Audit a ledger.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ghostnet.audit.mechanism import Build, MechanismAudit
 
+app = typer.Typer(help="Audit a ledger, or the private step itself.", no_args_is_help=True)
 
-@app.callback()
-def _group() -> None:
-    """Keeps `ledger` a subcommand while it is the only one."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+HOSPITAL = "ghostnet.audit.mechanism:HOSPITAL"
 
 
 @app.command("ledger")
-def ledger(
-    file: Annotated[Path, typer.Argument(metavar="LEDGER.sqlite")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
+def ledger(file: Annotated[Path, typer.Argument(metavar="LEDGER.sqlite")], as_json: AsJson = False) -> None:
     """Recompute every hash and every epsilon of a ledger from its typed events.
 
     Exit code 8 when an entry is damaged, missing or forked; the message names the first.
     """
     print_nested(audit_ledger(file).to_dict(), as_json=as_json)
+
+
+@app.command("mechanism")
+def mechanism(
+    build: Annotated[
+        str, typer.Option("--build", metavar="MODULE:NAME", help="Another build to audit; its module is imported.")
+    ] = HOSPITAL,
+    as_json: AsJson = False,
+) -> None:
+    """Audit the private step of this installation: sensitivity, noise, sampling, and lower bounds on epsilon.
+
+    Runs the hospital's own training loop on drawn images with canaries; no patient is touched. About a minute.
+    Exit code 13 when the verdict is fail; the message names the checks.
+    """
+    import torch
+
+    from ghostnet.audit.mechanism import audit_mechanism  # seconds to import
+
+    chosen = _load_build(build)
+    torch.set_num_threads(1)  # the networks are too small to share out
+    with progress_bars() as progress:
+        audit = audit_mechanism(chosen, progress=progress)
+    if as_json:
+        results.print_json(data=audit.to_dict())
+    else:
+        print_audit(audit)
+    if not audit.passed:
+        raise AuditError(
+            f"build {audit.build!r} fails the audit: {', '.join(audit.failed)}; do not train on patients with it"
+        )
+
+
+def print_audit(audit: MechanismAudit) -> None:
+    """The claim, the lower bounds beside it, one line a check, and the verdict."""
+    bounds = audit.bounds
+    lines = [
+        f"claim         epsilon {audit.epsilon_pld:.2f} (PLD; {audit.epsilon_rdp:.2f} by RDP) at delta {audit.delta:g} "
+        f"per {audit.unit}, {audit.adjacency}",
+        f"lower bounds  one run {bounds.one_run:.2f}, f-DP {bounds.f_dp:.2f}, Clopper-Pearson "
+        f"{bounds.clopper_pearson:.2f}, GDP {bounds.gdp:.2f} (95 % each)",
+    ]
+    lines += [f"{'ok' if f.passed else 'FAIL':5} {f.check:25} {f.detail}" for f in audit.findings]
+    lines += [f"verdict: {'pass' if audit.passed else 'fail'} (build {audit.build})"]
+    for line in lines:
+        results.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _load_build(name: str) -> Build:
+    """The `Build` object that MODULE:NAME names."""
+    from ghostnet.audit.mechanism import Build
+
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AuditError(f"build {name!r} cannot be imported ({error}); give --build MODULE:NAME") from None
+    if not isinstance(found, Build):
+        raise AuditError(f"build {name!r} is a {type(found).__name__}, not a ghostnet.audit.mechanism.Build")
+    return found
