@@ -77,15 +77,17 @@ class Site:
         Raises:
             SiteError, DataError: the folder or its labels cannot be used.
         """
-        secret = load_or_create_secret(self.config.state / "secret.key")
-        return load_cohorts(self.config, image, secret, self._progress)
+        return self._take_in(image, strict=True)
 
     def _cohorts(self, image: ImageSpec) -> Cohorts:
         """For answering a coordinator: never refuses because of one row, which would tell about one patient."""
         if self._loaded is None or self._loaded[0] != image:
-            secret = load_or_create_secret(self.config.state / "secret.key")
-            self._loaded = (image, load_cohorts(self.config, image, secret, self._progress, strict=False))
+            self._loaded = (image, self._take_in(image, strict=False))
         return self._loaded[1]
+
+    def _take_in(self, image: ImageSpec, *, strict: bool) -> Cohorts:
+        secret = load_or_create_secret(self.config.state / "secret.key")
+        return load_cohorts(self.config, image, secret, self._progress, strict=strict)
 
     def join(self, plan: Plan, run_id: str, *, known_head: str = "") -> Joined:
         """Checks the plan against the hospital's policy and reserves the whole run's cost.
@@ -114,7 +116,7 @@ class Site:
             )
             return {protocol.NOISED_SUM: noised.numpy()}
 
-        return self._release(plan, run_id, "warm_start", answer)
+        return self._release(plan, run_id, "warm_start", lambda: answer)
 
     def train(self, plan: Plan, run_id: str, server_round: int, generator: Arrays, released_mean: Arrays) -> Arrays:
         """One round of patient-level DP-SGD on the hospital's discriminator; returns the generator's moving average.
@@ -135,11 +137,13 @@ class Site:
                 f"round {server_round} is not one of the plan's {plan.federation.rounds} rounds; ask for those"
             )
 
-        state = LocalState(plan)
-        load_arrays(state.generator, generator)  # whatever does not fit is refused before it is charged
-        mean = _received_mean(plan, released_mean)
+        def receive() -> Answer:
+            state = LocalState(plan)
+            load_arrays(state.generator, generator)
+            mean = _received_mean(plan, released_mean)
+            return lambda: answer(state, mean)
 
-        def answer() -> Arrays:
+        def answer(state: LocalState, mean: torch.Tensor | None) -> Arrays:
             kept = self._run_folder(run_id) / "local_state.safetensors"
             if kept.exists():
                 state.load_state(kept)
@@ -161,7 +165,7 @@ class Site:
             state.save_state(kept)
             return to_arrays(state.generator)
 
-        return self._release(plan, run_id, f"round-{server_round}", answer)
+        return self._release(plan, run_id, f"round-{server_round}", receive)
 
     def finish(
         self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, weights_sha256: str
@@ -184,14 +188,16 @@ class Site:
         """
         if arrays_sha256(generator) != weights_sha256:
             raise DataError("the digest to sign is not that of the generator received; send matching weights")
-        load_arrays(build_generator(plan), generator)
-        received = _received_classifier(plan, public) if plan.utility.noise_multiplier > 0 else None
         bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
-        def answer() -> Arrays:
-            if received is None:
-                return dict(bound)
-            model, edges = received
+        def receive() -> Answer:
+            load_arrays(build_generator(plan), generator)
+            if plan.utility.noise_multiplier == 0:
+                return lambda: dict(bound)
+            model, edges = _received_classifier(plan, public)
+            return lambda: answer(model, edges)
+
+        def answer(model: torch.nn.Module, edges: torch.Tensor | None) -> Arrays:
             test = self._cohorts(plan.image).test
             counts = classification.patient_counts(
                 model, test, classes=len(plan.image.labels), edges=edges
@@ -203,7 +209,7 @@ class Site:
             return {protocol.NOISED_COUNTS: noised.numpy(), **bound}
 
         try:
-            released = self._release(plan, run_id, "finish", answer)
+            released = self._release(plan, run_id, "finish", receive)
         except SpentError:
             released = dict(bound)  # the counts died with an earlier attempt; the statement reads no patient
         if not np.array_equal(released.pop(SIGNED), bound[SIGNED]):
@@ -240,8 +246,16 @@ class Site:
             requests=_requests(plan),
         )
 
-    def _release(self, plan: Plan, run_id: str, request: str, answer: Answer) -> Arrays:
-        """Charges, computes, stores, commits; then, and only then, returns."""
+    def _release(self, plan: Plan, run_id: str, request: str, receive: Callable[[], Answer]) -> Arrays:
+        """Checks policy and charge, then what was received; computes, stores, commits; then, and only then, returns.
+
+        Args:
+            plan: the run's plan.
+            run_id: the run.
+            request: its name in the ledger.
+            receive: checks the coordinator's arrays and gives the computation. Nothing of the plan is built before the
+                hospital's limits have passed, and nothing is spent on arrays that do not fit.
+        """
         stored = self._run_folder(run_id) / f"{request}.safetensors"
         with self._ledger() as ledger:
             self._reserve(ledger, plan, run_id)
@@ -252,6 +266,7 @@ class Site:
                 raise SpentError(
                     f"L01: {request} of run {run_id} began before and died; it is spent and not drawn again"
                 )
+            answer = receive()
             ledger.begin(run_id, request)
             arrays = answer()
             ledger.commit(run_id, request, write_reply(stored, arrays))

@@ -7,14 +7,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import expit
 
 from ghostnet.audit import bounds
@@ -27,6 +26,8 @@ from ghostnet.privacy.accounting import PoissonGaussianSteps
 from tests.entropy import SeededEntropy
 from tests.planted import audit_builds
 from tests.planted.audit_builds import BUILDS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Profile(  # enough for gross bugs; the thresholds only tell it from an audit that sees nothing
@@ -74,15 +75,6 @@ VECTORS = {
     (1000, 100, 55): ((0.999967318006261, 0.9999673564492848, 0.9999677024364989), (0.0, 0.0, 0.0), 0.0),
 }
 DELTAS = (0.0, 1e-6, 1e-5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -140,6 +140,11 @@ def epsilon_rdp(events: Sequence[Event], delta: float) -> float:
     return _epsilon_rdp(_composition(events), delta)
 
 
+def accountants_agree(by_pld: float, by_rdp: float) -> bool:
+    """Whether epsilon by PLD is within what RDP, a looser and independent bound, allows; never for NaN."""
+    return by_pld <= by_rdp * 1.001 + 0.05
+
+
 def repeat_for_hospitals(events: Sequence[Event], hospitals: int) -> tuple[Event, ...]:
     """The events that one patient is part of who is a patient of `hospitals` hospitals of one federation.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from ghostnet.errors import PlanError
@@ -12,6 +11,7 @@ from ghostnet.privacy.accounting import (
     Event,
     GaussianRelease,
     PoissonGaussianSteps,
+    accountants_agree,
     calibrate_noise_multiplier,
     epsilon_pld,
     epsilon_rdp,
@@ -118,8 +118,7 @@ def check_accountants_agree(by_pld: float, by_rdp: float) -> None:
     Raises:
         PlanError: epsilon by PLD > 1.001 * epsilon by RDP + 0.05, or one of them is NaN.
     """
-    agree = by_pld <= by_rdp * 1.001 + 0.05
-    if not agree or math.isnan(by_pld):
+    if not accountants_agree(by_pld, by_rdp):
         raise PlanError(
             f"the accountants disagree: epsilon {by_pld} by PLD is over {by_rdp} by RDP, which is the looser bound; "
             "one of the two libraries is not the one GhostNet was tested with: run `ghostnet doctor`"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ghostnet.errors import LedgerError
-from ghostnet.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps, epsilon_pld, epsilon_rdp
+from ghostnet.privacy.accounting import (
+    Event,
+    GaussianRelease,
+    PoissonGaussianSteps,
+    accountants_agree,
+    epsilon_pld,
+    epsilon_rdp,
+)
 
 
 def compose(events: Sequence[Event], delta: float) -> tuple[float, float]:
@@ -18,6 +25,6 @@ def compose(events: Sequence[Event], delta: float) -> tuple[float, float]:
         if type(event) not in (GaussianRelease, PoissonGaussianSteps):
             raise LedgerError(f"{event!r} is no event that this ledger can count; nothing is charged")
     pld, rdp = float(epsilon_pld(events, delta)), float(epsilon_rdp(events, delta))
-    if not pld <= rdp * 1.001 + 0.05:
+    if not accountants_agree(pld, rdp):
         raise LedgerError(f"the accountants disagree: epsilon {pld} by PLD, {rdp} by RDP; nothing is charged")
     return pld, rdp

@@ -16,6 +16,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+import client.site
 from client.app import build_app
 from client.config import load_site
 from client.site import Site
@@ -80,6 +81,22 @@ def test_the_policy_holds_for_every_request_also_for_one_that_never_joined(site_
         with pytest.raises(PolicyError, match="P12"):
             request()
     assert "reserve" not in [entry.kind for entry in verify_ledger(site.config.ledger_path)]
+
+
+def test_nothing_of_a_plan_is_built_before_the_limits_have_passed(
+    site: Site, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = dataclasses.replace(plan, model=dataclasses.replace(plan.model, discriminator_width=4096))
+    built: list[str] = []
+    for name in ("LocalState", "build_generator"):
+        monkeypatch.setattr(client.site, name, lambda *_, name=name: built.append(name))
+    generator = to_arrays(build_generator(plan))
+    run_id = secrets.token_hex(16)
+    with pytest.raises(PolicyError, match="P14"):
+        site.train(huge, run_id, 1, generator, {})
+    with pytest.raises(PolicyError, match="P14"):
+        site.finish(huge, run_id, generator, {}, arrays_sha256(generator))
+    assert built == []
 
 
 def test_one_row_that_does_not_fit_never_decides_whether_a_hospital_answers(site_file: Path, plan: Plan) -> None:

@@ -4,7 +4,7 @@ A bug class overrides one piece of `Clean`, so the clean twin of each case is th
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -20,16 +20,9 @@ from tests.entropy import SeededEntropy
 from tests.planted import mechanism_bugs as bugs
 from tests.planted.mechanism_bugs import Clean
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLIP_NORM, NOISE_MULTIPLIER = 0.5, 2.0
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Thousands of tiny networks: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def step_input() -> StepInput:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,21 +18,13 @@ from ghostnet.privacy.kernels import Groups, ParameterGradient, group_gradients
 from ghostnet.privacy.layers import row_independent
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # Opacus, on the first layer
 ]
 
 SIZES = (1, 1, 3, 2, 1, 4, 2, 2)  # rows of each group, in runs and apart
 ROWS = sum(SIZES)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small networks: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def groups_of(sizes: tuple[int, ...]) -> Groups:

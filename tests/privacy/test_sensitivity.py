@@ -1,6 +1,5 @@
 """One patient more moves the sum by at most the clip norm, whatever the patient's images are."""
 
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,16 +11,9 @@ from ghostnet.plan import Loss
 from ghostnet.privacy.mechanism import GradientEngine, PatientGradients, join_rows
 from tests.privacy.networks import build_small
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TRIALS = {"non-saturating": 100, "hinge": 25, "wasserstein": 25}  # for each of the three clip norms
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Thousands of tiny networks: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("engine", list(GradientEngine))
