@@ -16,8 +16,11 @@ import torch
 
 from client.config import SiteConfig
 from client.deidentify.pseudonyms import file_key, in_test_split
+from client.exclusions import read_exclusions
+from client.intake.findings import rules_in_words
+from client.intake.quarantine import Code
 from client.intake.rows import Row, Rows
-from client.intake.sources import dicom_rows, npz_rows
+from client.intake.sources import read_source
 from client.intake.table import IntakeTable, write_table
 from client.intake.task import Limits
 from client.secrets import load_or_create_secret
@@ -54,7 +57,7 @@ def load_cohorts(
 ) -> Cohorts:
     """Takes in a site's images: decoded, without headers and burned-in text, de-noised, in the plan's range and size.
 
-    Writes state/intake.json (counts and codes), state/quarantine.csv (which file has which code) and, for DICOM,
+    Writes state/intake.json (counts and codes), state/quarantine.csv (which file has which code) and, for files,
     state/cache.
 
     Args:
@@ -62,7 +65,7 @@ def load_cohorts(
         image: the plan's image.
         secret: the site's secret; keys patients, files and the split.
         progress: called with ("images", done, total).
-        limits: what one DICOM file may cost; None is the default.
+        limits: what one file may cost; None is the default.
         workers: processes that decode; None is one a core.
         strict: for people: refuse the whole data set for a row that does not fit, or when no image is left. A
             coordinator must never see whether that happened, since one patient's row would decide it: whoever answers
@@ -124,12 +127,16 @@ def _take_in(
     """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
     try:
         config.state.mkdir(parents=True, exist_ok=True)
-        if config.data.kind == "npz":
-            rows = npz_rows(config, image, secret, progress, strict=strict)
-        else:
-            rows = dicom_rows(
-                config, image, secret, progress, limits=limits or Limits(), workers=workers, strict=strict
-            )
+        rows = read_source(
+            config,
+            image,
+            secret,
+            progress,
+            excluded=read_exclusions(config.cohort.exclude, secret) if config.cohort.exclude else frozenset(),
+            limits=limits or Limits(),
+            workers=workers,
+            strict=strict,
+        )
     except OSError as error:
         raise SiteError(
             f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "
@@ -178,6 +185,7 @@ def _write_table(
     patients = [len({row.patient for row in part}) for part in (kept, train, test)]
     records = [row.record for row in kept if row.record is not None]
     keys = {path: file_key(secret, path) for path, _ in rows.refused}
+    codes = _counted([code.value for _, code in rows.refused])
     table = IntakeTable(
         kind=config.data.kind,
         found=rows.found,
@@ -190,14 +198,23 @@ def _write_table(
         test_patients=patients[2],
         train_images=len(train),
         test_images=len(test),
+        images_a_patient=_images_a_patient(kept),
         blanked_images=sum(row.blanked > 0 for row in kept),
         blanked_boxes=sum(row.blanked for row in kept),
+        mask_images=sum(row.drawn == "mask" for row in kept),
+        boxed_images=sum(row.drawn == "boxes" for row in kept),
+        excluded=codes.get(Code.EXCLUDED.value, 0),
+        held=codes.get(Code.HELD.value, 0),
         labels=_counted([image.labels[row.label] for row in kept]),
         modalities=_counted([record.modality for record in records]),
         syntaxes=_counted([record.transfer_syntax for record in records]),
-        quarantined=_counted([code.value for _, code in rows.refused]),
+        label_rules={} if config.data.kind == "npz" else rules_in_words(config.labels),
+        quarantined=codes,
         refused=tuple((keys[path], code.value) for path, code in rows.refused),
         rows_without_file=rows.rows_without_file,
+        listed_without_file=rows.listed_without_file,
+        broken_dicomdirs=rows.broken_dicomdirs,
+        boxes_without_file=rows.boxes_without_file,
     )
     write_table(config.state, table, {key: path for path, key in keys.items()})
     return table
@@ -205,6 +222,12 @@ def _write_table(
 
 def _counted(values: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
+
+
+def _images_a_patient(kept: Sequence[Row]) -> dict[str, int]:
+    sizes = Counter(row.patient for row in kept).values()
+    groups = {"1": range(1, 2), "2-5": range(2, 6), "6+": range(6, max(sizes, default=0) + 1)}
+    return {name: sum(size in group for size in sizes) for name, group in groups.items()}
 
 
 def _shared_pixels(kept: Sequence[Row]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from client.deidentify.survivors import survivors
 from ghostnet.cli.demo import DEMO_PLAN
 from ghostnet.cli.demo_data import planted_values, write_hospitals
 from ghostnet.plan import parse_plan
@@ -39,6 +40,23 @@ def test_not_one_planted_value_is_in_any_byte_outside_the_hospitals(hospitals: P
     forms = {v.encode(coding) for v in values if len(v) >= 4 for coding in ("utf-8", "utf-16-le")}
     survivors = [(path.name, form) for path in released for form in forms if form in path.read_bytes()]
     assert survivors == []
+
+
+SOURCE = ("images", "masks", "labels.csv", "planted.json")  # what the hospital had before
+HOLDS_PATHS = ("quarantine.csv", "site.log")  # docs/hospital-it.md says so
+
+
+def test_not_one_planted_value_is_in_what_a_hospital_keeps(hospitals: Path, run_folder: Path) -> None:
+    values = planted_values(hospitals)
+    sites = [*(hospitals / "sites").iterdir(), *(run_folder / "sites").iterdir()]
+    kept = [
+        path
+        for site in sites
+        for path in site.rglob("*")
+        if path.is_file() and path.relative_to(site).parts[0] not in SOURCE and path.name not in HOLDS_PATHS
+    ]
+    assert sum(path.suffix == ".safetensors" for path in kept) > 30
+    assert [path.name for path in kept if survivors(path.read_bytes(), values)] == []
 
 
 def test_the_same_search_finds_what_a_hospital_does_hold(hospitals: Path) -> None:

@@ -2,37 +2,85 @@
 
 This is an allow-list, not a profile. PS3.15's table names 655 attributes to remove; a file holds what no table names
 (private tags, nested items, curves, trailing bytes). Training needs pixels and the few values below, none of which
-can hold free text, a date, a UID or a name.
+can hold free text, a date, a UID or a name. `profile.py` checks the list against that table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from client.intake.quarantine import Code, Refused
 
 if TYPE_CHECKING:  # the parent process reads records, never files: it has no use for pydicom
     from pydicom.dataset import Dataset
 
-Modality = Literal["CR", "DX", "MG", "CT", "MR"]
-"""What may be taken in; `SOP_CLASSES` says as which objects."""
+Modality = Literal[
+    "CR", "DX", "MG", "IO", "CT", "MR", "PT", "NM", "XA", "RF", "US", "SC", "OT", "XC", "OP", "OPT", "ES", "GM", "DMS"
+]
+"""What may be taken in (PS3.3 section C.7.3.1.1.1); `SOP_CLASSES` says as which objects. "SC" stands for every
+secondary capture object, whatever modality it claims; "OT" and the rest are also for pictures and NIfTI files, whose
+modality site.toml gives."""
+
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+HELD: tuple[Modality, ...] = ("US", "SC", "OT")
+"""The usual carriers of text in the pixels: a person looks first, unless site.toml says otherwise."""
 
 BurnedIn = Literal["blank", "quarantine", "trust"]
 """What is done about text in the pixels."""
 
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+
 SOP_CLASSES: dict[str, Modality] = {
-    "1.2.840.10008.5.1.4.1.1.1": "CR",
-    "1.2.840.10008.5.1.4.1.1.1.1": "DX",
-    "1.2.840.10008.5.1.4.1.1.1.1.1": "DX",
-    "1.2.840.10008.5.1.4.1.1.1.2": "MG",
-    "1.2.840.10008.5.1.4.1.1.1.2.1": "MG",
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    _STORAGE + "1": "CR",
+    _STORAGE + "1.1": "DX",
+    _STORAGE + "1.1.1": "DX",
+    _STORAGE + "1.2": "MG",
+    _STORAGE + "1.2.1": "MG",
+    _STORAGE + "1.3": "IO",
+    _STORAGE + "1.3.1": "IO",
+    _STORAGE + "2": "CT",
+    _STORAGE + "2.1": "CT",  # enhanced
+    _STORAGE + "2.2": "CT",  # legacy converted enhanced
+    _STORAGE + "3": "US",  # multi-frame, retired
+    _STORAGE + "3.1": "US",  # multi-frame
+    _STORAGE + "4": "MR",
+    _STORAGE + "4.1": "MR",  # enhanced
+    _STORAGE + "4.3": "MR",  # enhanced colour
+    _STORAGE + "4.4": "MR",  # legacy converted enhanced
+    _STORAGE + "5": "NM",  # retired
+    _STORAGE + "6": "US",  # retired
+    _STORAGE + "6.1": "US",
+    _STORAGE + "6.2": "US",  # enhanced volume
+    _STORAGE + "7": "SC",
+    _STORAGE + "7.1": "SC",  # multi-frame, one bit
+    _STORAGE + "7.2": "SC",  # multi-frame, grey, 8 bit
+    _STORAGE + "7.3": "SC",  # multi-frame, grey, 16 bit
+    _STORAGE + "7.4": "SC",  # multi-frame, colour
+    _STORAGE + "12.1": "XA",
+    _STORAGE + "12.1.1": "XA",  # enhanced
+    _STORAGE + "12.2": "RF",
+    _STORAGE + "12.2.1": "RF",  # enhanced
+    _STORAGE + "13.1.1": "XA",  # three-dimensional
+    _STORAGE + "13.1.3": "MG",  # tomosynthesis
+    _STORAGE + "13.1.4": "MG",  # projections of a tomosynthesis
+    _STORAGE + "13.1.5": "MG",
+    _STORAGE + "20": "NM",
+    _STORAGE + "77.1.1": "ES",
+    _STORAGE + "77.1.2": "GM",
+    _STORAGE + "77.1.4": "XC",
+    _STORAGE + "77.1.5.1": "OP",
+    _STORAGE + "77.1.5.2": "OP",
+    _STORAGE + "77.1.5.4": "OPT",
+    _STORAGE + "77.1.7": "DMS",
+    _STORAGE + "128": "PT",
+    _STORAGE + "128.1": "PT",  # legacy converted enhanced
+    _STORAGE + "130": "PT",  # enhanced
 }
-"""Image objects that are taken, with the one modality each may have. Screen captures and ultrasound, which usually
-carry text, are not among them."""
+"""Image objects that are taken, with the one modality each may have (PS3.4 section B.5, PS3.6 table A-1). Video,
+whole slides, segmentations, structured reports, documents and presentation states are not among them."""
 
 TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2": "implicit little endian",
@@ -53,19 +101,36 @@ TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2.5": "RLE",
 }
 
-PHOTOMETRICS = frozenset({"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
+FORMATS = ("PNG", "JPEG file", "NIfTI")
+"""What a record gives as transfer syntax for a file that is not DICOM."""
+
+PHOTOMETRICS = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
+)
 VIEW_POSITIONS = frozenset(
     {"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAO", "RAO", "LPO", "RPO"}  # CR and DX
     | {"CC", "MLO", "ML", "LM", "XCCL", "XCCM", "FB", "SIO"}  # MG
 )
 
-_COUNTS = {"rows": 65535, "columns": 65535, "samples": 3, "bits_stored": 16}
+_COUNTS = {"rows": 65535, "columns": 65535, "samples": 3, "bits_stored": 64}  # 64: a NIfTI of doubles
 _CLOSED: dict[str, frozenset[str]] = {
-    "modality": frozenset(SOP_CLASSES.values()),
+    "modality": frozenset(MODALITIES),
     "photometric": PHOTOMETRICS,
-    "transfer_syntax": frozenset(TRANSFER_SYNTAXES.values()),
+    "transfer_syntax": frozenset(TRANSFER_SYNTAXES.values()) | frozenset(FORMATS),
     "view_position": VIEW_POSITIONS | {""},
 }
+
+SOURCES: dict[str, tuple[str, ...]] = {
+    "modality": ("SOPClassUID", "Modality"),
+    "rows": ("Rows",),
+    "columns": ("Columns",),
+    "samples": ("SamplesPerPixel",),
+    "photometric": ("PhotometricInterpretation",),
+    "bits_stored": ("BitsStored",),
+    "transfer_syntax": ("TransferSyntaxUID",),
+    "view_position": ("ViewPosition",),
+}
+"""The attributes that each field of a record is made from; none may be one that PS3.15 removes (`profile.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +148,7 @@ class HeaderRecord:
     samples: int  # 1 grey, 3 colour
     photometric: str
     bits_stored: int
-    transfer_syntax: str  # a name of TRANSFER_SYNTAXES
+    transfer_syntax: str  # a name of TRANSFER_SYNTAXES or FORMATS
     view_position: str  # "" when absent or not a standard code
 
     def __post_init__(self) -> None:
@@ -112,7 +177,7 @@ def read_record(dataset: Dataset, transfer_syntax: str) -> HeaderRecord:
     modality = SOP_CLASSES.get(_text(dataset, "SOPClassUID"))
     if modality is None:
         raise Refused(Code.SOP_CLASS)
-    if _text(dataset, "Modality") != modality:
+    if modality != "SC" and _text(dataset, "Modality") != modality:  # a capture may show anything
         raise Refused(Code.MODALITY)
     view = _text(dataset, "ViewPosition")
     return HeaderRecord(

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from client.deidentify.headers import HeaderRecord, record_from_dict
+from client.deidentify.survivors import survivors
 from client.intake.quarantine import TRANSIENT, Code, Refused
 
 _SUFFIX = ".safetensors"
@@ -28,18 +29,18 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One image as it is kept.
+    """One file as it is kept.
 
     Attributes:
-        planes: float32 (planes,size,size) in the plan's range.
+        planes: float32 (frames,planes,size,size) in the plan's range.
         record: the header values that are kept.
-        blanked: boxes of text that were blanked.
+        blanked: for each frame, the boxes of text that were blanked.
         patient: the patient's key.
     """
 
     planes: NDArray[np.float32]
     record: HeaderRecord
-    blanked: int
+    blanked: tuple[int, ...]
     patient: str
 
 
@@ -49,7 +50,7 @@ class Cache:
     Args:
         folder: the site's cache folder; made if it is not there.
         rules: text that determines how a source becomes an entry.
-        shape: (planes,size,size) of every entry.
+        shape: (planes,size,size) of every frame of every entry.
     """
 
     def __init__(self, folder: Path, *, rules: str, shape: tuple[int, ...]) -> None:
@@ -78,22 +79,39 @@ class Cache:
             entry = Entry(
                 planes=planes,
                 record=record_from_dict(kept["record"]),
-                blanked=int(kept["blanked"]),
+                blanked=tuple(int(count) for count in kept["blanked"]),
                 patient=str(kept["patient"]),
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, Refused):
             return None
-        whole = planes.shape == self._shape and planes.dtype == np.float32 and bool(np.isfinite(planes).all())
-        return entry if whole else None
+        whole = planes.shape == (len(entry.blanked), *self._shape) and planes.dtype == np.float32
+        return entry if whole and planes.size and np.isfinite(planes).all() else None
 
-    def store(self, key: str, entry: Entry | Code) -> None:
-        """Keeps an entry, or a refusal that would come again; others are not kept."""
-        if isinstance(entry, Code):
-            if entry not in TRANSIENT:
-                self._write(key, {}, {"code": entry.value})
-            return
-        kept = {"record": asdict(entry.record), "blanked": entry.blanked, "patient": entry.patient}
-        self._write(key, {"planes": entry.planes}, kept)
+    def store(self, key: str, entry: Entry | Code, identifiers: Sequence[str] = ()) -> Entry | Code:
+        """Keeps an entry, or a refusal that would come again; others are not kept.
+
+        Args:
+            key: of the source's content.
+            entry: what came of it.
+            identifiers: SENSITIVE: texts of the source's header; dropped.
+
+        Returns:
+            The entry, or IDENTIFIER instead of one whose bytes hold such a text.
+
+        Guarantee:
+            No byte that is written for an image holds an identifier as `survivors` looks for it.
+            Not covered: what is drawn in the pixels, and identifiers that are short or beyond the bound on their count.
+        """
+        if isinstance(entry, Entry):
+            kept = {"record": asdict(entry.record), "blanked": entry.blanked, "patient": entry.patient}
+            artefact = _artefact({"planes": entry.planes}, kept)
+            if not survivors(artefact, identifiers):
+                write_private(self._path(key), artefact)
+                return entry
+            entry = Code.IDENTIFIER
+        if entry not in TRANSIENT:
+            write_private(self._path(key), _artefact({}, {"code": entry.value}))
+        return entry
 
     def forget_all_but(self, keys: Set[str]) -> None:
         """Removes entries whose source is gone, under whatever rules they were made: a patient may have withdrawn."""
@@ -101,11 +119,12 @@ class Cache:
             if path.name.split(".")[0] not in keys or path.suffix != _SUFFIX:
                 path.unlink(missing_ok=True)
 
-    def _write(self, key: str, arrays: dict[str, NDArray[np.float32]], kept: dict[str, object]) -> None:
-        write_private(self._path(key), save(arrays, metadata={"entry": json.dumps(kept, sort_keys=True)}))
-
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
+
+
+def _artefact(arrays: dict[str, NDArray[np.float32]], kept: Mapping[str, object]) -> bytes:
+    return bytes(save(arrays, metadata={"entry": json.dumps(kept, sort_keys=True)}))
 
 
 def write_private(path: Path, data: bytes) -> None:

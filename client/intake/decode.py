@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
@@ -15,32 +16,49 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 import client
 import ghostnet
 from client.deidentify.headers import record_from_dict
+from client.intake.frames import LONGEST_IDENTIFIER, MOST_IDENTIFIERS
 from client.intake.quarantine import Code, Refused
-from client.intake.task import Limits, Prepared, Settings, Task
-from client.intake.worker import FRAME
+from client.intake.task import THUMBNAIL_SIDE, Limits, Prepared, Settings, Task
+from client.intake.worker import FRAME, task_to_dict
 from ghostnet.errors import MissingDependencyError, SiteError
+from ghostnet.plan import ImageSpec
 
 Outcome = Prepared | Code
+Reply = TypeVar("Reply")
+Item = TypeVar("Item")
 
-_MOST_JSON = 1 << 16
+# A text of a header may take 6 bytes a character in JSON.
+_MOST_JSON = (1 << 16) + 8 * MOST_IDENTIFIERS * LONGEST_IDENTIFIER
+_MOST_LISTED = 1 << 26  # bytes of the paths in a DICOMDIR
+_MEGABYTE = 1 << 20
 _FILES_WORTH_A_WORKER = 8  # a worker's imports cost as much as a few files
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 # A decoder that fell over in a used worker may have been tripped by the file before it.
 _WORTH_A_FRESH_WORKER = (Code.CRASHED, Code.MEMORY)
 
 
+def _untimed(index: int, seconds: float) -> None:
+    pass
+
+
 def prepare_files(
-    tasks: Sequence[Task], settings: Settings, *, limits: Limits, workers: int | None = None
+    tasks: Sequence[Task],
+    settings: Settings,
+    *,
+    limits: Limits,
+    workers: int | None = None,
+    timed: Callable[[int, float], None] = _untimed,
 ) -> Iterator[tuple[int, Outcome]]:
     """Prepares files in worker processes; yields (index of the task, its outcome) as they finish.
 
@@ -49,6 +67,7 @@ def prepare_files(
         settings: what each is prepared with.
         limits: what each may cost.
         workers: processes; None is one for each core this process may use, fewer for a handful of files.
+        timed: told (index of the task, seconds until its worker had answered or was given up), from any thread.
 
     Raises:
         MissingDependencyError: a library that workers need is not installed.
@@ -60,7 +79,7 @@ def prepare_files(
         todo.put(index)
     wanted = workers or min(usable_cores(), 1 + len(tasks) // _FILES_WORTH_A_WORKER)
     crew = [_Worker(settings, limits) for _ in range(min(wanted, len(tasks)))]
-    threads = [threading.Thread(target=_serve, args=(worker, tasks, todo, done), daemon=True) for worker in crew]
+    threads = [threading.Thread(target=_serve, args=(worker, tasks, todo, done, timed), daemon=True) for worker in crew]
     for thread in threads:
         thread.start()
     try:
@@ -81,6 +100,20 @@ def prepare_files(
             worker.stop()
 
 
+def list_dicomdirs(paths: Sequence[Path], *, limits: Limits) -> list[tuple[str, ...]]:
+    """The paths that each DICOMDIR lists, with "/" and as they stand there; none for one that cannot be read.
+
+    Raises:
+        MissingDependencyError: a library that workers need is not installed.
+        SiteError: no worker can be started.
+    """
+    worker = _Worker(None, limits)
+    try:
+        return [worker.list(path) for path in paths]
+    finally:
+        worker.stop()
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,6 +124,7 @@ def _serve(
     tasks: Sequence[Task],
     todo: queue.SimpleQueue[int],
     done: queue.SimpleQueue[tuple[int, Outcome] | BaseException],
+    timed: Callable[[int, float], None],
 ) -> None:
     try:
         while True:
@@ -101,7 +135,9 @@ def _serve(
             used = worker.used
             outcome = worker.run(tasks[index])
             if used and outcome in _WORTH_A_FRESH_WORKER:
+                timed(index, worker.seconds)
                 outcome = worker.run(tasks[index])
+            timed(index, worker.seconds)
             done.put((index, outcome))
     except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
         done.put(error)
@@ -114,8 +150,9 @@ class _Nonsense(ValueError):
 class _Worker:
     """One worker process, started when first needed and replaced whenever it fails."""
 
-    def __init__(self, settings: Settings, limits: Limits) -> None:
+    def __init__(self, settings: Settings | None, limits: Limits) -> None:
         self.used = False
+        self.seconds = 0.0  # that the last request took
         self._settings = settings
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
@@ -123,20 +160,55 @@ class _Worker:
 
     def run(self, task: Task) -> Outcome:
         """Prepares one file; a worker that does not answer in time, or not sensibly, is killed."""
+        settings = self._settings
+        if settings is None:
+            raise SiteError("this worker lists DICOMDIRs only; give it settings")
+        most = settings.frames_per_file * _frame_bytes(settings)
+
+        def ask() -> Outcome:
+            seconds = self._seconds(task.path, task.mask)
+            header, body = self._asked({"task": task_to_dict(task)}, seconds, most)
+            if header == {"decoded": True} and not body:
+                header, body = self._read(self._limits.prepare_s * settings.frames_per_file, most)
+            return _prepared(header, body, settings)
+
+        return self._guarded(ask)
+
+    def list(self, path: Path) -> tuple[str, ...]:
+        """The paths that a DICOMDIR lists; none if it cannot be read."""
+
+        def ask() -> tuple[str, ...]:
+            header, body = self._asked({"dicomdir": os.fspath(path)}, self._seconds(path), _MOST_LISTED)
+            return tuple(name for name in body.decode().split("\0") if name) if "code" not in header else ()
+
+        listed = self._guarded(ask)
+        return () if isinstance(listed, Code) else listed
+
+    def _guarded(self, ask: Callable[[], Reply]) -> Reply | Code:
         if self._process is None:
             self._start()
         self.used = True
-        request = {"path": os.fspath(task.path), "mask": os.fspath(task.mask) if task.mask else None}
+        started = time.monotonic()
+        outcome: Reply | Code
         try:
-            self._write(request)
-            outcome = self._outcome(*self._read(self._limits.timeout_s))
+            outcome = ask()
         except TimeoutError:
             outcome = Code.TIMEOUT
         except (OSError, EOFError, ValueError, RecursionError):
             outcome = Code.CRASHED
+        self.seconds = time.monotonic() - started
         if outcome in (Code.TIMEOUT, Code.CRASHED, Code.MEMORY):
             self.stop()
         return outcome
+
+    def _seconds(self, *paths: Path | None) -> float:
+        """What decoding may take, by the files' sizes as the file system says them; nothing is opened."""
+        size = 0
+        for path in paths:
+            with contextlib.suppress(OSError):
+                size += path.stat().st_size if path else 0
+        limits = self._limits
+        return min(limits.timeout_most_s, limits.timeout_s + limits.timeout_s_per_mb * size / _MEGABYTE)
 
     def retire(self) -> None:
         """Ends the process from another thread; `run` then returns."""
@@ -170,16 +242,16 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         try:
-            self._write({"settings": asdict(self._settings), "limits": asdict(self._limits)})
-            hello, _ = self._read(self._limits.startup_s)
+            settings = None if self._settings is None else asdict(self._settings)
+            self._write({"settings": settings, "limits": asdict(self._limits)})
+            hello, _ = self._read(self._limits.startup_s, 0)
         except (OSError, EOFError, ValueError):
             self.stop()
             raise SiteError("no image worker can be started; run `ghostnet doctor` to see what is missing") from None
-        if "missing" in hello:
+        if "missing" in hello or "unfit" in hello:
             self.stop()
-            raise MissingDependencyError(
-                f"the library {hello['missing']} is not installed; install ghostnet's dependencies"
-            )
+            missing = hello.get("missing")
+            raise MissingDependencyError(missing) if missing else SiteError(hello["unfit"])
 
     def _write(self, message: dict[str, Any]) -> None:
         if self._process is None or self._process.stdin is None:
@@ -187,12 +259,14 @@ class _Worker:
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         self._process.stdin.flush()
 
-    def _read(self, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    def _asked(self, request: dict[str, Any], seconds: float, most_bytes: int) -> tuple[dict[str, Any], bytes]:
+        self._write(request | {"seconds": 1.5 * seconds})
+        return self._read(seconds, most_bytes)
+
+    def _read(self, timeout_s: float, most_bytes: int) -> tuple[dict[str, Any], bytes]:
         deadline = time.monotonic() + timeout_s
         json_size, body_size = FRAME.unpack(self._bytes(FRAME.size, deadline))
-        image = self._settings.image
-        most = 4 * (image.channels + image.mask_channels) * image.size**2
-        if json_size > _MOST_JSON or body_size not in (0, most):
+        if json_size > _MOST_JSON or body_size > most_bytes:
             raise _Nonsense
         header = json.loads(self._bytes(json_size, deadline))
         if not isinstance(header, dict):
@@ -213,23 +287,63 @@ class _Worker:
             parts += part
         return bytes(parts)
 
-    def _outcome(self, header: dict[str, Any], body: bytes) -> Outcome:
-        if "code" in header:
-            return Code(header["code"])
-        image = self._settings.image
-        shape = (image.channels + image.mask_channels, image.size, image.size)
-        planes = np.frombuffer(body, np.float32).reshape(shape).copy()
-        blanked, patient_id = header.get("blanked"), header.get("patient_id")
-        low = 0.0 if image.range == "[0,1]" else -1.0
-        if not isinstance(blanked, int) or not isinstance(patient_id, str):
-            raise _Nonsense
-        if not (np.isfinite(planes).all() and low <= planes.min() and planes.max() <= 1):
-            raise _Nonsense
-        try:
-            record = record_from_dict(header["record"])
-        except (Refused, KeyError, TypeError):
-            raise _Nonsense from None
-        return Prepared(planes=planes, record=record, blanked=blanked, patient_id=patient_id)
+
+def _prepared(header: dict[str, Any], body: bytes, settings: Settings) -> Outcome:
+    """What a worker answered, checked.
+
+    Raises:
+        _Nonsense: it cannot be an answer.
+    """
+    if "code" in header:
+        return Code(header["code"])
+    frames, rest = divmod(len(body), _frame_bytes(settings))
+    patient_id = header.get("patient_id")
+    identifiers = _list_of(str, header.get("identifiers"), 0, MOST_IDENTIFIERS)
+    if rest or not frames or not isinstance(patient_id, str) or any(len(x) > LONGEST_IDENTIFIER for x in identifiers):
+        raise _Nonsense
+    try:
+        record = record_from_dict(header["record"])
+    except (Refused, KeyError, TypeError):
+        raise _Nonsense from None
+    return Prepared(
+        planes=_planes(body, frames, settings.image),
+        record=record,
+        blanked=_list_of(int, header.get("blanked"), frames, frames),
+        patient_id=patient_id,
+        identifiers=identifiers,
+        thumbnails=_thumbnails(body, frames) if settings.thumbnails else None,
+    )
+
+
+def _planes(body: bytes, frames: int, image: ImageSpec) -> NDArray[np.float32]:
+    shape = (frames, image.channels + image.mask_channels, image.size, image.size)
+    planes = np.frombuffer(body, np.float32, count=math.prod(shape)).reshape(shape).copy()
+    low = 0.0 if image.range == "[0,1]" else -1.0
+    if not (low <= planes.min() and planes.max() <= 1):  # a NaN is not, either
+        raise _Nonsense
+    return planes
+
+
+def _thumbnails(body: bytes, frames: int) -> NDArray[np.uint8]:
+    shape = (frames, 2, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    return np.frombuffer(body[-math.prod(shape) :], np.uint8).reshape(shape)
+
+
+def _frame_bytes(settings: Settings) -> int:
+    image = settings.image
+    pictures = 2 * THUMBNAIL_SIDE**2 if settings.thumbnails else 0
+    return 4 * (image.channels + image.mask_channels) * image.size**2 + pictures
+
+
+def _list_of(kind: type[Item], values: object, least: int, most: int) -> tuple[Item, ...]:
+    """The values of a JSON list of one type and as many items.
+
+    Raises:
+        _Nonsense: it is not one.
+    """
+    if not isinstance(values, list) or not least <= len(values) <= most or any(type(v) is not kind for v in values):
+        raise _Nonsense
+    return tuple(values)
 
 
 def _environment() -> dict[str, str]:

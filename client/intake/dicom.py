@@ -1,15 +1,18 @@
-"""One DICOM file to an array, in the worker process: nothing of the file but decoded pixels goes on.
+"""One DICOM file to arrays, in the worker process: nothing of the file but decoded pixels goes on.
 
-The reader is told the attributes it may read, sizes are checked before anything is allocated, and the pixel data is
-always decoded, never passed on: compressed streams hide comments and native ones trailing bytes.
+What is drawn is the same for every file of a modality: MONOCHROME1 is inverted, rescale or modality LUT applied,
+padding marked. The file's own values of interest (VOI window or LUT) are NOT used, because they differ from vendor to
+vendor and were chosen for one reader: CT in Hounsfield units has one fixed window, colour its full scale, and
+everything else the percentiles of its own pixels.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom
@@ -17,195 +20,152 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array  # type: ignore[attr-defined]
-from pydicom.uid import UID
+from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
-from client.deidentify.headers import TRANSFER_SYNTAXES, HeaderRecord, read_record
-from client.intake.folder import PREAMBLE, SIGNATURE, has_signature
+from client.deidentify.headers import HeaderRecord, read_record
+from client.deidentify.regions import image_regions
+from client.deidentify.survivors import identifiers_of
+from client.intake.folder import PREAMBLE, SIGNATURE
+from client.intake.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
+from client.intake.pixeldata import channels, check_pixel_data, decode_frames, frame_count, full_scale
 from client.intake.quarantine import Code, Refused
 
-CT_WINDOW_HU = (-1000.0, 1000.0)
-"""Air to dense bone. Other modalities have no absolute unit: their window is taken from the image's percentiles."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_META_BYTES = 1 << 16  # where a transfer syntax is looked for; one further back meets the worker's own limits
+_PIECE = 1 << 16
+_SMALL_INFLATED = 4 << 20  # bytes that any deflated file may have
+_MOST_DEFLATION = 200  # inflated bytes for one deflated; images have 2 to 60
 
-# One decoder a syntax, so that two hospitals decode a lossy file alike (decoders differ by up to 5 grey levels); the
-# next is used only where the first is not installed. RLE stays with pydicom's own: the Rust one aborts the process.
-_DECODERS = {
-    "JPEG baseline": ("gdcm", "pillow"),
-    "JPEG extended": ("gdcm",),
-    "JPEG lossless": ("gdcm",),
-    "JPEG lossless SV1": ("gdcm",),
-    "JPEG-LS lossless": ("pyjpegls", "gdcm"),
-    "JPEG-LS": ("pyjpegls", "gdcm"),
-    "JPEG 2000 lossless": ("pylibjpeg", "gdcm"),
-    "JPEG 2000": ("pylibjpeg", "gdcm"),
-    "HTJ2K lossless": ("pylibjpeg",),
-    "HTJ2K lossless RPCL": ("pylibjpeg",),
-    "HTJ2K": ("pylibjpeg",),
-    "RLE": ("pydicom",),
+_LONGEST_PIXEL = 10.0  # sides of a pixel; more is no image plane
+_SQUARE = 0.01  # sides that differ less than this share are a rounding of the writer's
+
+# Where an enhanced object keeps what a plain one has at its top (PS3.3 section C.7.6.16.2).
+_MACROS = {
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
 }
 
-_READ = [
-    "SOPClassUID",
-    "Modality",
-    "PatientID",
-    "ViewPosition",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "PixelData",
-]
+
+class _Mapped(mmap):
+    """A mapped file in which, as in an open one, a place beyond the end can be sought: nothing is read there."""
+
+    def seek(self, pos: int, whence: int = 0, /) -> None:
+        base = (0, self.tell(), len(self))[whence]
+        super().seek(max(0, min(base + pos, len(self))))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DicomImage:
-    """What is taken from one file.
-
-    Attributes:
-        pixels: float32 (h,w), or (h,w,3) for colour; after the modality LUT, larger is brighter, padding darkest.
-        valid: (h,w), False where the scanner padded; None if it says nothing of padding.
-        window: (low, high) in the unit of `pixels`, or None to take it from the image.
-        record: the few header values that are kept.
-        patient_id: SENSITIVE: as written in the file, only to be keyed; "" when absent.
-    """
-
-    pixels: NDArray[np.float32]
-    valid: NDArray[np.bool_] | None
-    window: tuple[float, float] | None
-    record: HeaderRecord
-    patient_id: str = field(repr=False)
-
-
-def read_dicom(path: Path, *, file_bytes: int, pixels: int) -> DicomImage:
-    """Decodes a single-frame DICOM file.
-
-    MONOCHROME1 is inverted, the modality LUT or rescale slope and intercept applied, padding marked. Values of
-    interest (VOI) are not used: they differ from file to file.
+def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> Source:
+    """Decodes a DICOM file.
 
     Args:
         path: the file.
         file_bytes: larger files are refused unread.
-        pixels: images of more samples (rows x columns x channels), and files that inflate to more than 8 bytes for
-            each of them, are refused before they are allocated.
+        pixels: files of which more samples (frames x rows x columns x channels) would be decoded, and files that
+            inflate to more than 8 bytes for each of them or to 200 times their size, are refused before they are
+            allocated.
+        frames: of several frames, as many are decoded, evenly spaced.
+
+    Returns:
+        The frames with anything on them: one that is all of one value is left out while others are not.
 
     Raises:
         Refused: with a code. Decoders may raise anything else; the caller turns it into a code.
     """
     try:
-        too_large, signed = path.stat().st_size > file_bytes, has_signature(path)
+        if path.stat().st_size > file_bytes:
+            raise Refused(Code.TOO_LARGE)
+        with path.open("rb") as file:
+            if file.read(PREAMBLE + len(SIGNATURE))[PREAMBLE:] != SIGNATURE:
+                raise Refused(Code.NOT_DICOM)
+            # Mapped, because reading a file allocates whatever length an element claims before it finds the end.
+            with _Mapped(file.fileno(), 0, access=ACCESS_READ) as data:
+                _check_inflated(path, data, limit=8 * pixels)
+                dataset, syntax = _read(data)
     except OSError:
         raise Refused(Code.UNREADABLE) from None
-    if too_large or not signed:
-        raise Refused(Code.TOO_LARGE if too_large else Code.NOT_DICOM)
-    syntax = _transfer_syntax(path, inflated_bytes=8 * pixels)
-    dataset = _read(path)
     record = read_record(dataset, syntax)
-    _check_pixels(dataset, record, pixels)
-    stored = _decode(dataset, record)
-    valid = _valid(dataset, stored) if record.samples == 1 else None
-    values = _modality_units(dataset, stored)
-    window = CT_WINDOW_HU if record.modality == "CT" else None
-    if record.photometric == "MONOCHROME1":
-        values, window = -values, None if window is None else (-window[1], -window[0])
-    known = values if valid is None else values[valid]
-    if not known.size or float(known.min()) == float(known.max()):
+    total = frame_count(dataset)
+    numbers = evenly_spaced(total, frames)
+    if len(numbers) * record.rows * record.columns * channels(record) > pixels:
+        raise Refused(Code.TOO_LARGE)
+    check_pixel_data(dataset, record, frames=total)
+    decoded = zip(numbers, decode_frames(dataset, record, numbers, frames=total), strict=True)
+    taken = {number: frame for number, stored in decoded if (frame := _frame(dataset, record, stored, number))}
+    if not taken:
         raise Refused(Code.FLAT)
-    if valid is not None:
-        values[~valid] = known.min()
-    return DicomImage(
-        pixels=values, valid=valid, window=window, record=record, patient_id=str(dataset.get("PatientID") or "")
+    return Source(
+        frames=tuple(taken.values()),
+        frame_numbers=tuple(taken),
+        frames_total=total,
+        record=record,
+        patient_id=str(dataset.get("PatientID") or ""),
+        instance_uid=str(dataset.get("SOPInstanceUID") or ""),
+        identifiers=identifiers_of(dataset),
+        text_regions=image_regions(dataset) if record.modality == "US" else (),
     )
 
 
-def _transfer_syntax(path: Path, *, inflated_bytes: int) -> str:
+def _check_inflated(path: Path, data: mmap, *, limit: int) -> None:
+    """Inflates a deflated file piece by piece and throws the pieces away: a few kilobytes can hold gigabytes."""
+    if data.find(_DEFLATED, 0, _META_BYTES) < 0:
+        return
     try:
         meta = read_file_meta_info(path)
     except (InvalidDicomError, EOFError):
         raise Refused(Code.UNREADABLE) from None
-    uid = str(meta.get("TransferSyntaxUID", ""))
-    if TRANSFER_SYNTAXES.get(uid) == "deflated":
-        with path.open("rb") as file:
-            # The meta group's length element is the first after the signature; what follows the group is deflated.
-            file.seek(PREAMBLE + len(SIGNATURE) + 12 + int(meta.FileMetaInformationGroupLength))
-            _check_inflated(file, inflated_bytes)
-    return uid
-
-
-def _check_inflated(file: BinaryIO, limit: int) -> None:
-    """Inflates piece by piece and throws the pieces away: a few kilobytes can hold gigabytes."""
+    if str(meta.get("TransferSyntaxUID", "")).encode() != _DEFLATED:
+        return
+    # The meta group's length element is the first after the signature; what follows the group is deflated.
+    at = PREAMBLE + len(SIGNATURE) + 12 + int(meta.FileMetaInformationGroupLength)
+    limit = min(limit, max(_SMALL_INFLATED, _MOST_DEFLATION * len(data)))
     inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflater.eof and (piece := inflater.unconsumed_tail or file.read(1 << 16)):
+    while not inflater.eof:
+        piece = inflater.unconsumed_tail or data[at : at + _PIECE]
+        at += 0 if inflater.unconsumed_tail else len(piece)
+        if not piece:
+            return
         total += len(inflater.decompress(piece, 1 << 20))
         if total > limit:
             raise Refused(Code.TOO_LARGE)
 
 
-def _read(path: Path) -> Dataset:
+def _read(data: mmap) -> tuple[Dataset, str]:
+    """The data set and its transfer syntax."""
     try:
-        return pydicom.dcmread(path, specific_tags=_READ)
+        dataset = pydicom.dcmread(cast(BinaryIO, data))
     except (EOFError, InvalidDicomError):
         raise Refused(Code.TRUNCATED) from None
+    return dataset, str(dataset.file_meta.get("TransferSyntaxUID", ""))
 
 
-def _check_pixels(dataset: Dataset, record: HeaderRecord, pixels: int) -> None:
-    """Everything that decoding would allocate by, before it does."""
-    if "PixelData" not in dataset or not dataset.PixelData:
-        raise Refused(Code.NO_PIXELS)
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise Refused(Code.MULTI_FRAME)
-    if record.rows * record.columns * record.samples > pixels:
-        raise Refused(Code.TOO_LARGE)
-    allocated = dataset.get("BitsAllocated")
-    colour = not record.photometric.startswith("MONOCHROME")
-    if allocated not in (8, 16) or record.bits_stored > allocated or record.samples != (3 if colour else 1):
+def _frame(dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], number: int) -> Frame | None:
+    """One frame in its modality's unit; None if all its known pixels have one value."""
+    spacing = _spacing(dataset, number)
+    if channels(record) == 3:
+        if stored.min() == stored.max():
+            return None
+        window: tuple[float, float] | None = full_scale(stored, record)
+        return Frame(pixels=stored.astype(np.float32), window=window, spacing=spacing)
+    valid = _valid(dataset, stored)
+    known = stored if valid is None else stored[valid]
+    if not known.size or (lowest := known.min()) == (highest := known.max()):
+        return None
+    ends = np.array([lowest, highest], stored.dtype)
+    values, ends = (_modality_units(dataset, part, number) for part in (stored, ends))
+    if not np.isfinite(ends).all():  # the rescale lies: it was finite for whole numbers of 16 bits
         raise Refused(Code.HEADER)
+    window = CT_WINDOW_HU if record.modality == "CT" and _in_hounsfield(dataset, number) else None
+    if record.photometric == "MONOCHROME1":
+        np.negative(values, out=values)
+        ends, window = -ends, None if window is None else (-window[1], -window[0])
+    if valid is not None:
+        values[~valid] = ends.min()
+    return Frame(pixels=values, valid=valid, window=window, spacing=spacing)
 
 
-def _decode(dataset: Dataset, record: HeaderRecord) -> NDArray[np.int32]:
-    """Stored values, (rows,columns) or (rows,columns,3) in RGB; overlay bits in unused high bits are cleared."""
-    wanted = _DECODERS.get(record.transfer_syntax)
-    plugin = ""
-    if wanted:
-        installed = get_decoder(UID(dataset.file_meta.TransferSyntaxUID)).available_plugins
-        plugin = next((name for name in wanted if name in installed), "")
-        if not plugin:
-            raise Refused(Code.NO_DECODER)
-        if not _is_complete(dataset.PixelData):
-            raise Refused(Code.TRUNCATED)
-    elif len(dataset.PixelData) < _native_bytes(dataset, record):
-        raise Refused(Code.TRUNCATED)
-    stored = pixel_array(dataset, index=0, decoding_plugin=plugin)
-    if stored.shape != (record.rows, record.columns, 3)[: 3 if record.samples == 3 else 2]:
-        raise Refused(Code.DECODE)
-    return stored.astype(np.int32)
-
-
-def _is_complete(encapsulated: bytes) -> bool:
-    """Whether the first and only frame's fragments are as long as their own lengths say (PS3.5 section A.4)."""
-    at, fragments = 0, 0
-    while at + 8 <= len(encapsulated) and encapsulated[at : at + 4] == b"\xfe\xff\x00\xe0":
-        at += 8 + int.from_bytes(encapsulated[at + 4 : at + 8], "little")
-        fragments += 1
-    return fragments >= 2 and at <= len(encapsulated)
-
-
-def _native_bytes(dataset: Dataset, record: HeaderRecord) -> int:
-    samples = 2 if record.photometric == "YBR_FULL_422" else record.samples
-    return record.rows * record.columns * samples * int(dataset.BitsAllocated) // 8
-
-
-def _valid(dataset: Dataset, stored: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+def _valid(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     if dataset.get("PixelPaddingValue") is None:
         return None
     first = _stored_value(dataset, "PixelPaddingValue")
@@ -224,24 +184,62 @@ def _stored_value(dataset: Dataset, keyword: str) -> int:
     return value - 65536 if dataset.get("PixelRepresentation") == 1 and value > 32767 else value
 
 
-def _modality_units(dataset: Dataset, stored: NDArray[np.int32]) -> NDArray[np.float32]:
+def _modality_units(dataset: Dataset, stored: NDArray[Any], number: int) -> NDArray[np.float32]:
     if dataset.get("ModalityLUTSequence"):
-        values = apply_modality_lut(stored, dataset).astype(np.float32)
-    else:
-        slope, intercept = (_factor(dataset, name, default) for name, default in (("Slope", 1.0), ("Intercept", 0.0)))
-        if slope == 0:
-            raise Refused(Code.HEADER)
-        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    if not np.isfinite(values).all():
+        table: NDArray[np.float32] = apply_modality_lut(stored, dataset).astype(np.float32)
+        return table
+    slope, intercept = _factor(dataset, number, "RescaleSlope", 1.0), _factor(dataset, number, "RescaleIntercept", 0.0)
+    if slope == 0:
         raise Refused(Code.HEADER)
+    values = stored.astype(np.float32)
+    if (slope, intercept) != (1.0, 0.0):
+        values *= np.float32(slope)
+        values += np.float32(intercept)
     return values
 
 
-def _factor(dataset: Dataset, name: str, default: float) -> float:
-    value = dataset.get(f"Rescale{name}")
+def _in_hounsfield(dataset: Dataset, number: int) -> bool:
+    """A CT object without rescale, or that says another unit, is a scout, a map or a drawing."""
+    unit = _value(dataset, number, "RescaleType")
+    return _value(dataset, number, "RescaleIntercept") is not None and unit in (None, "", "HU")
+
+
+def _factor(dataset: Dataset, number: int, name: str, default: float) -> float:
+    value = _value(dataset, number, name)
     if value is None or value == "":
         return default
     try:
         return float(value)
     except (TypeError, ValueError):
         raise Refused(Code.HEADER) from None
+
+
+def _spacing(dataset: Dataset, number: int) -> tuple[float, float] | None:
+    """Height and width of a pixel; None where the file says nothing that could be, or that they are equal."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        try:
+            height, width = (float(side) for side in _value(dataset, number, name))
+        except (TypeError, ValueError):
+            continue
+        if 0 < height < np.inf and 0 < width < np.inf:
+            if not 1 / _LONGEST_PIXEL <= height / width <= _LONGEST_PIXEL:
+                raise Refused(Code.HEADER)
+            return None if abs(height / width - 1) < _SQUARE else (height, width)
+    return None
+
+
+def _value(dataset: Dataset, number: int, keyword: str) -> Any:
+    """An attribute of one frame: its own, else one that all frames share, else the object's."""
+    for group in _functional_groups(dataset, number):
+        macro = group.get(_MACROS.get(keyword, ""))
+        value = macro[0].get(keyword) if macro else None
+        if value is not None:
+            return value
+    return dataset.get(keyword)
+
+
+def _functional_groups(dataset: Dataset, number: int) -> Iterator[Dataset]:
+    for name, index in (("PerFrameFunctionalGroupsSequence", number), ("SharedFunctionalGroupsSequence", 0)):
+        groups = dataset.get(name)
+        if groups and index < len(groups):
+            yield groups[index]

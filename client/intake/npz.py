@@ -1,11 +1,15 @@
-"""An NPZ file to checked columns: shapes, types and sizes are read before anything is loaded; nothing is unpickled."""
+"""An NPZ file to checked columns: shapes, types and sizes are read before anything is loaded; nothing is unpickled.
+
+Two forms are read: the columns `images`, `labels`, `patient`, `masks` and `split`; and MedMNIST's, {train,val,test}_
+{images,labels} with labels of shape (n,1), in which every image is a patient of its own.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -17,6 +21,12 @@ from ghostnet.plan import ImageSpec
 _MOST_BYTES = 16 << 30
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _WANTED = ("images", "labels", "patient", "masks", "split")
+_PARTS = ("train", "val", "test")
+
+Validation = Literal["train", "test", "drop"]
+"""What MedMNIST's part "val" counts as."""
+
+_Headers = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +48,21 @@ class NpzData:
     test: NDArray[np.bool_] | None
 
 
-def read_npz(path: Path, image: ImageSpec, *, strict: bool = True) -> NpzData:
-    """Reads the columns `images`, `labels`, `patient`, `masks` and `split`; others must only be plain arrays.
+def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: Validation = "train") -> NpzData:
+    """Reads the columns `images`, `labels`, `patient`, `masks` and `split`, or a MedMNIST file; others must only be
+    plain arrays.
 
     Args:
         path: the file.
         image: the plan's image; it says how many labels there are and whether masks are needed.
         strict: refuse the file for one bad row; otherwise its label is -1, or it is never trained on.
+        validation: what a MedMNIST file's part "val" counts as.
 
     Raises:
         DataError: one line that names the column, what it holds and what was expected.
     """
     headers = _check_columns(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            columns: dict[str, NDArray[Any]] = {name: file[name] for name in _WANTED if name in headers}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise _broken(path, error) from None
+    columns = _load(path, headers, _WANTED, validation)
     n = len(columns["images"])
     if n == 0:
         raise DataError(f"{path}: images has no row; give at least one image")
@@ -67,7 +75,7 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True) -> NpzData:
     )
 
 
-def read_columns(path: Path) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path, *, validation: Validation = "train") -> dict[str, NDArray[Any]]:
     """Every column of a file with one entry a row, checked as in `read_npz`; for sharing rows out among sites.
 
     `patient` is always there: without the column each image is a patient of its own.
@@ -76,37 +84,86 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
         DataError: as in `read_npz`; or a further column has another number of rows.
     """
     headers = _check_columns(path)
-    n = headers["images"][0][0]
-    for name, (shape, _) in headers.items():
-        if shape[:1] != (n,):
-            raise DataError(f"{path}: {name} has shape {shape}, images has {n} rows; give every column one entry a row")
+    if "images" in headers:
+        n = headers["images"][0][0]
+        for name, (shape, _) in headers.items():
+            if shape[:1] != (n,):
+                raise DataError(
+                    f"{path}: {name} has shape {shape}, images has {n} rows; give every column one entry a row"
+                )
+    columns = _load(path, headers, tuple(headers), validation)
+    return {"patient": np.array(_patients(columns.get("patient"), len(columns["images"]))), **columns}
+
+
+def _load(path: Path, headers: _Headers, names: tuple[str, ...], validation: Validation) -> dict[str, NDArray[Any]]:
+    parts = [] if "images" in headers else [part for part in _PARTS if f"{part}_images" in headers]
+    wanted = [f"{part}_{kind}" for part in parts for kind in ("images", "labels")] or [n for n in names if n in headers]
     try:
         with np.load(path, allow_pickle=False) as file:
-            columns: dict[str, NDArray[Any]] = {name: file[name] for name in headers}
+            columns: dict[str, NDArray[Any]] = {name: file[name] for name in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise _broken(path, error) from None
-    return {"patient": np.array(_patients(columns.get("patient"), n)), **columns}
+    if not parts:
+        return columns
+    kept = [part for part in parts if part != "val" or validation != "drop"]
+    if not kept:
+        raise DataError(f'{path} has only the part val, which [data].validation = "drop" leaves out; change it')
+    split = {"val": validation}
+    return {
+        "images": np.concatenate([columns[f"{part}_images"] for part in kept]),
+        "labels": np.concatenate([columns[f"{part}_labels"].reshape(-1) for part in kept]),
+        "split": np.concatenate([np.full(len(columns[f"{part}_images"]), split.get(part, part)) for part in kept]),
+    }
 
 
-def _check_columns(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def _check_columns(path: Path) -> _Headers:
     """Shape and type of every column, read from the members' own headers and checked before anything is allocated."""
     headers = _read_headers(path)
-    if "images" not in headers:
-        raise DataError(f"{path} has no column images; give uint8 (n,h,w) or (n,h,w,3)")
-    for name, (shape, dtype) in headers.items():
+    parts = [part for part in _PARTS if f"{part}_images" in headers]
+    if "images" not in headers and not parts:
+        raise DataError(
+            f"{path} has no column images; give uint8 (n,h,w) or (n,h,w,3), or a MedMNIST file with train_images"
+        )
+    for name, (_, dtype) in headers.items():
         if dtype.hasobject:
             raise DataError(
                 f"{path}: {name} is an object array, which only pickle can read; save it as numbers or text"
             )
-        if name in _WANTED:
-            _check_column(path, name, shape, dtype, headers["images"][0])
-    total = sum(_bytes(*headers[name]) for name in _WANTED if name in headers)
+    if "images" in headers:
+        for name in _WANTED:
+            if name in headers:
+                _check_column(path, name, *headers[name], headers["images"][0])
+        total = sum(_bytes(*headers[name]) for name in _WANTED if name in headers)
+    else:
+        _check_parts(path, parts, headers)
+        total = 2 * sum(_bytes(*headers[f"{part}_images"]) for part in parts)  # they are joined
     if total > _MOST_BYTES:
         raise DataError(f"{path} unpacks to {total >> 30} GiB, more than {_MOST_BYTES >> 30}; split it among sites")
     return headers
 
 
-def _check_column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], images: tuple[int, ...]) -> None:
+def _check_parts(path: Path, parts: list[str], headers: _Headers) -> None:
+    first = headers[f"{parts[0]}_images"][0]
+    for part in parts:
+        name = f"{part}_images"
+        shape, dtype = headers[name]
+        _check_column(path, "images", shape, dtype, shape, called=name)
+        if shape[1:] != first[1:]:
+            raise DataError(f"{path}: {name} has images of {shape[1:]}, {parts[0]}_images of {first[1:]}; use one size")
+        labels = headers.get(f"{part}_labels")
+        if labels is None:
+            raise DataError(f"{path} has {name} and no {part}_labels; add them")
+        if labels[0] not in (shape[:1], (shape[0], 1)) or labels[1].kind not in "iu":
+            several = " (several labels an image are not taken)" if len(labels[0]) == 2 and labels[0][1] > 1 else ""
+            raise DataError(
+                f"{path}: {part}_labels is {labels[1]} {labels[0]}, not whole numbers ({shape[0]}, 1){several}; "
+                "save it so"
+            )
+
+
+def _check_column(
+    path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], images: tuple[int, ...], called: str = ""
+) -> None:
     if name == "images":
         good = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         good, expected = good and dtype == np.uint8 and min(shape[1:3]) > 0, "uint8 (n,h,w) or (n,h,w,3)"
@@ -118,11 +175,11 @@ def _check_column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype
         )
         good, expected = shape == images[:1] and dtype.kind in kinds, f"{words} ({images[0]},)"
     if not good:
-        raise DataError(f"{path}: {name} is {dtype} {shape}, not {expected}; save it so")
+        raise DataError(f"{path}: {called or name} is {dtype} {shape}, not {expected}; save it so")
 
 
-def _read_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    headers = {}
+def _read_headers(path: Path) -> _Headers:
+    headers: _Headers = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():

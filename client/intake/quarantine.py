@@ -9,7 +9,12 @@ class Code(StrEnum):
     """One reason. The name is what tables and files show; `EXPLAINED` says it in words."""
 
     NOT_DICOM = "NOT_DICOM"
+    NOT_PICTURE = "NOT_PICTURE"
+    NOT_NIFTI = "NOT_NIFTI"
+    NOT_LISTED = "NOT_LISTED"
     NO_LABEL = "NO_LABEL"
+    UNCERTAIN_LABEL = "UNCERTAIN_LABEL"
+    SEVERAL_LABELS = "SEVERAL_LABELS"
     NO_MASK = "NO_MASK"
     NO_PATIENT_ID = "NO_PATIENT_ID"
     UNREADABLE = "UNREADABLE"
@@ -19,12 +24,16 @@ class Code(StrEnum):
     TRANSFER_SYNTAX = "TRANSFER_SYNTAX"
     NO_DECODER = "NO_DECODER"
     HEADER = "HEADER"
-    MULTI_FRAME = "MULTI_FRAME"
+    FRAMES = "FRAMES"
     NO_PIXELS = "NO_PIXELS"
     TRUNCATED = "TRUNCATED"
     DECODE = "DECODE"
+    NOT_FINITE = "NOT_FINITE"
     FLAT = "FLAT"
+    HELD = "HELD"
     BURNED_IN_TEXT = "BURNED_IN_TEXT"
+    IDENTIFIER = "IDENTIFIER"
+    EXCLUDED = "EXCLUDED"
     BAD_MASK = "BAD_MASK"
     PREPARE = "PREPARE"
     MEMORY = "MEMORY"
@@ -34,31 +43,42 @@ class Code(StrEnum):
 
 EXPLAINED: dict[Code, str] = {
     Code.NOT_DICOM: "no DICOM signature at byte 128",
-    Code.NO_LABEL: "no label for it in the label table",
+    Code.NOT_PICTURE: "neither PNG nor JPEG by its first bytes",
+    Code.NOT_NIFTI: "no NIfTI-1 or NIfTI-2 file, plain or gzip",
+    Code.NOT_LISTED: "the DICOMDIR above it does not list it",
+    Code.NO_LABEL: "no label for it in the label table, or no finding that stands for one ([labels].missing)",
+    Code.UNCERTAIN_LABEL: "its only findings are uncertain ([labels].uncertain)",
+    Code.SEVERAL_LABELS: "its findings stand for several labels ([labels].several)",
     Code.NO_MASK: "the plan draws masks and the label table names none for it",
     Code.NO_PATIENT_ID: "no patient identifier, so no patient to protect it under",
     Code.UNREADABLE: "the file or its header cannot be read",
     Code.TOO_LARGE: "more bytes or pixels than the limits allow",
-    Code.SOP_CLASS: "not a single-frame CR, DX, MG, CT or MR image object",
+    Code.SOP_CLASS: "not an image object of a kind that is taken",
     Code.MODALITY: "its modality contradicts its object class, or is not in [deidentify].modalities",
     Code.TRANSFER_SYNTAX: "an unknown transfer syntax",
     Code.NO_DECODER: "no decoder installed for its compression (see `ghostnet doctor`)",
     Code.HEADER: "a header value that the pixels depend on is missing or impossible",
-    Code.MULTI_FRAME: "several frames in one file",
-    Code.NO_PIXELS: "no pixel data",
+    Code.FRAMES: "its number of frames is impossible or is not what the pixel data holds",
+    Code.NO_PIXELS: "no pixel data of whole numbers",
     Code.TRUNCATED: "less pixel data than the header says",
     Code.DECODE: "the pixel data cannot be decoded",
+    Code.NOT_FINITE: "a pixel is not a finite number",
     Code.FLAT: "every pixel has the same value, or none is valid",
     Code.BURNED_IN_TEXT: "text in the pixels that could not be blanked, or that [deidentify].burned_in refuses",
-    Code.BAD_MASK: "the mask is not a grey PNG of the image's own size inside the data folder",
+    Code.HELD: "of a modality that usually carries text: a person must look first (`ghostnet site review`)",
+    Code.IDENTIFIER: "a text of its header was found in what would have been kept of it",
+    Code.EXCLUDED: "its patient is on the list of patients to leave out",
+    Code.BAD_MASK: "the mask is no PNG, NIfTI or DICOM segmentation of the image's own size inside the data folder",
     Code.PREPARE: "the pixels cannot be prepared",
     Code.MEMORY: "needs more memory than a worker may use",
     Code.TIMEOUT: "took longer than a worker may take",
     Code.CRASHED: "the decoder crashed on it",
 }
 
-# What depends on the machine or its load, not on the file, is tried again on the next run.
-TRANSIENT = frozenset({Code.TOO_LARGE, Code.NO_DECODER, Code.MEMORY, Code.TIMEOUT, Code.CRASHED, Code.PREPARE})
+# What depends on the machine, its load or a person's word, not on the file, is tried again on the next run.
+TRANSIENT = frozenset(
+    {Code.TOO_LARGE, Code.NO_DECODER, Code.MEMORY, Code.TIMEOUT, Code.CRASHED, Code.PREPARE, Code.HELD, Code.EXCLUDED}
+)
 
 
 class Refused(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ class Row:
         test: never trained on; None where the site splits by patient.
         record: header values that are kept; None without a header.
         blanked: boxes of text that were blanked.
+        drawn: what its mask was drawn from; "" without a mask.
     """
 
     planes: NDArray[np.float32]
@@ -30,6 +32,7 @@ class Row:
     test: bool | None = None
     record: HeaderRecord | None = None
     blanked: int = 0
+    drawn: Literal["", "mask", "boxes"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class Rows:
         found: files or rows looked at.
         from_cache: files that were not opened again.
         rows_without_file: lines of the label table whose image is not there.
+        listed_without_file: files that a DICOMDIR lists and that are not there.
+        broken_dicomdirs: DICOMDIRs that could not be read and were ignored.
+        boxes_without_file: images of the box file that are not there.
     """
 
     taken: list[Row]
@@ -49,3 +55,6 @@ class Rows:
     found: int
     from_cache: int = 0
     rows_without_file: int = 0
+    listed_without_file: int = 0
+    broken_dicomdirs: int = 0
+    boxes_without_file: int = 0

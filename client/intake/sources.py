@@ -1,213 +1,298 @@
-"""The two kinds of data a site may have, each read into rows."""
+"""The kinds of data that a site may have, each read into rows.
+
+Of a folder, whatever its format: the label table says which files are wanted, the box file and the masks what lies on
+them, and only then is a file opened, by a worker.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
-from functools import cache as once
-from importlib import metadata
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-import client
-from client.config import SiteConfig
-from client.deidentify.pseudonyms import content_key, patient_key
-from client.intake.cache import Cache, Entry
-from client.intake.decode import Outcome, prepare_files, usable_cores
-from client.intake.folder import LabelRow, find_files, find_mask, has_signature, read_labels
-from client.intake.npz import NpzData, read_npz
+from client.approvals import read_approvals, with_approval
+from client.config import Kind, SiteConfig
+from client.deidentify.pseudonyms import patient_key
+from client.intake.annotations import Annotation, Annotations, boxes_without_image
+from client.intake.arrays import array_rows
+from client.intake.boxes import Boxes, read_boxes
+from client.intake.cache import Entry
+from client.intake.dicomdir import Contents, read_contents
+from client.intake.files import Job, prepare_jobs
+from client.intake.findings import check_rules, known_findings, plan_label
+from client.intake.folder import find_files, has_signature
+from client.intake.layouts import FINDINGS, ImageLine, Wanted, read_layout
+from client.intake.pairing import Pair, is_mask, mask_names, pair
 from client.intake.quarantine import Code
 from client.intake.rows import Row, Rows
-from client.intake.task import Limits, Settings, Task
-from client.preprocess import preprocess, preprocess_mask
-from ghostnet.errors import DataError, SiteError
+from client.intake.task import Format, Limits, Settings, Task
+from ghostnet.errors import SiteError
 from ghostnet.plan import ImageSpec
 from ghostnet.progress import Progress
 
-_SHAPING_CODE = ("preprocess.py", "deidentify/*.py", "intake/dicom.py", "intake/prepare.py", "intake/cache.py")
-_SHAPING_LIBRARIES = ("pydicom", "numpy", "opencv-python-headless", "scikit-image", "python-gdcm", "pyjpegls")
+_FORMATS: dict[Kind, Format] = {"dicom": "dicom", "pacs": "dicom", "images": "picture", "nifti": "nifti"}
+_UNSIGNED: dict[Format, Code] = {"dicom": Code.NOT_DICOM, "picture": Code.NOT_PICTURE, "nifti": Code.NOT_NIFTI}
+
+Refusals = list[tuple[str, Code]]
+"""(path or row, code); the paths are SENSITIVE."""
 
 
-def dicom_rows(
+def read_source(
     config: SiteConfig,
     image: ImageSpec,
     secret: bytes,
     progress: Progress,
     *,
+    excluded: Set[str],
     limits: Limits,
     workers: int | None,
     strict: bool = True,
 ) -> Rows:
-    """Reads a folder of DICOM files in worker processes; what is in the cache is not opened again.
+    """Reads a site's images into rows; files in worker processes, those in the cache not at all.
+
+    Args:
+        config: the site.
+        image: the plan's image.
+        secret: the site's.
+        progress: called with (what, done, total).
+        excluded: keys of patients that are left out.
+        limits: what one file may cost.
+        workers: processes that decode; None is one a core.
+        strict: refuse the whole data set for a bad line or row; otherwise only its image is left out.
 
     Raises:
-        SiteError: the folder or the label table cannot be read.
-        DataError: the folder holds no file, or the label table does not fit the plan.
+        SiteError: the folder, a table or the PACS cannot be read.
+        DataError: the folder holds no file, or the data does not fit the plan.
+        OSError: the state folder cannot be written.
     """
-    folder, labels_path = config.data.path, config.data.labels
-    if labels_path is None:
-        raise SiteError(f"[data].labels is missing in {config.source}; name a CSV with the columns image,label")
-    labels = read_labels(labels_path, image.labels, strict=strict)
-    masks = {name: find_mask(row.mask, folder=folder, table=labels_path) for name, row in labels.items() if row.mask}
-    files = find_files(folder, [labels_path, *(mask for mask in masks.values() if mask)])
-    settings = _settings(config, image)
-    shape = (image.channels + image.mask_channels, image.size, image.size)
-    cache = Cache(config.state / "cache", rules=_rules(settings), shape=shape)
-    wanted, refused = _with_label(folder, files, labels, masks, image)
-    with cache.locked():
-        entries, from_cache = _entries(wanted, cache, settings, secret, progress, limits=limits, workers=workers)
-    taken = []
-    for name, entry in entries.items():
-        label = labels[name].label
-        if isinstance(entry, Code):
-            refused.append((name, entry))
-        elif label is not None:
-            row = Row(
-                planes=entry.planes, label=label, patient=entry.patient, record=entry.record, blanked=entry.blanked
-            )
-            taken.append(row)
+    if config.data.kind == "npz":
+        return array_rows(config, image, secret, progress, excluded=excluded, strict=strict)
+    sorted_files = sort_files(config, image, secret, progress, excluded=excluded, limits=limits, strict=strict)
+    jobs, refused = sorted_files.jobs, sorted_files.refused
+    entries, from_cache = prepare_jobs(
+        jobs,
+        config.state / "cache",
+        sorted_files.settings,
+        secret,
+        progress,
+        excluded=excluded,
+        limits=limits,
+        workers=workers,
+    )
+    taken = [row for job, entry in zip(jobs, entries, strict=True) for row in _rows(job, entry)]
+    refused = refused + [(job.name, entry) for job, entry in zip(jobs, entries, strict=True) if isinstance(entry, Code)]
     return Rows(
         taken=taken,
         refused=sorted(refused),
-        found=len(files),
+        found=sorted_files.found,
         from_cache=from_cache,
-        rows_without_file=len(labels.keys() - set(files)),
+        rows_without_file=sorted_files.lines_without_file,
+        listed_without_file=sorted_files.contents.missing,
+        broken_dicomdirs=sorted_files.contents.broken,
+        boxes_without_file=sorted_files.boxes_without_file,
     )
 
 
-def npz_rows(config: SiteConfig, image: ImageSpec, secret: bytes, progress: Progress, *, strict: bool = True) -> Rows:
-    """Reads an NPZ file; uint8 0..255 becomes the plan's range, whatever values an image holds.
+@dataclass(frozen=True, kw_only=True)
+class SortedFiles:
+    """A site's files before any is opened.
 
-    Raises:
-        DataError: see `read_npz`; or a patient has rows in both splits.
+    Attributes:
+        jobs: worth opening, with the approvals that a person gave.
+        refused: left out by the label table.
+        settings: what each is to be prepared with.
+        found: files in the folder.
+        lines_without_file: lines of the label table whose image is not there.
+        boxes_without_file: boxes whose image is not there.
+        contents: what DICOMDIRs say.
     """
-    data = read_npz(config.data.path, image, strict=strict)
-    n = len(data.images)
-    taken: list[Row] = []
-    refused: list[tuple[str, Code]] = []
-    for i in range(n):
-        if i % 256 == 0:
-            progress("images", i, n)
-        if not data.patients[i].strip(" \t\r\n\0"):
-            refused.append((f"row {i}", Code.NO_PATIENT_ID))
-            continue
-        if data.labels[i] < 0:
-            refused.append((f"row {i}", Code.NO_LABEL))
-            continue
-        test = None if data.test is None else bool(data.test[i])
-        patient = patient_key(secret, data.patients[i])
-        taken.append(Row(planes=_npz_planes(data, i, image), label=int(data.labels[i]), patient=patient, test=test))
-    progress("images", n, n)
-    return Rows(taken=_one_split(taken, config.data.path, strict), refused=refused, found=n)
+
+    jobs: list[Job]
+    refused: Refusals
+    settings: Settings
+    found: int
+    lines_without_file: int
+    boxes_without_file: int
+    contents: Contents
 
 
-def _npz_planes(data: NpzData, i: int, image: ImageSpec) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    planes = [preprocess(data.images[i].astype(np.float32), valid=None, image=image, window=(0.0, 255.0))]
-    if data.masks is not None:
-        mask, channels = data.masks[i], image.mask_channels
-        inside = [mask != 0] if channels == 1 else [mask == k + 1 for k in range(channels)]
-        planes += [preprocess_mask(region.astype(np.uint8), image) for region in inside]
-    return np.concatenate(planes)
-
-
-def _one_split(taken: list[Row], path: Path, strict: bool) -> list[Row]:
-    """Every patient in one split; one with rows of both is an error or, if not strict, never trained on."""
-    train, test = ({row.patient for row in taken if row.test is part} for part in (False, True))
-    if train & test and strict:
-        raise DataError(
-            f"{path}: {len(train & test)} patient(s) have rows of both splits; put all rows of a patient in one"
-        )
-    return [replace(row, test=True) if row.patient in train & test else row for row in taken]
-
-
-def _with_label(
-    folder: Path, files: list[str], labels: dict[str, LabelRow], masks: dict[str, Path | None], image: ImageSpec
-) -> tuple[dict[str, Task], list[tuple[str, Code]]]:
-    """Files worth opening, by relative path, and those already refused."""
-    wanted, refused = {}, []
-    for name in files:
-        row = labels.get(name)
-        if not _looks_like_dicom(folder / name):
-            refused.append((name, Code.NOT_DICOM))
-        elif row is None or row.label is None:
-            refused.append((name, Code.NO_LABEL))
-        elif image.mask_channels and not row.mask:
-            refused.append((name, Code.NO_MASK))
-        elif image.mask_channels and masks[name] is None:
-            refused.append((name, Code.BAD_MASK))
-        else:
-            wanted[name] = Task(path=folder / name, mask=masks.get(name) if image.mask_channels else None)
-    return wanted, refused
-
-
-def _looks_like_dicom(path: Path) -> bool:
-    try:
-        return has_signature(path)
-    except OSError:
-        return True  # a worker says that it cannot be read
-
-
-def _entries(
-    wanted: dict[str, Task],
-    cache: Cache,
-    settings: Settings,
+def sort_files(
+    config: SiteConfig,
+    image: ImageSpec,
     secret: bytes,
     progress: Progress,
     *,
+    excluded: Set[str],
     limits: Limits,
-    workers: int | None,
-) -> tuple[dict[str, Entry | Code], int]:
-    """The prepared image, or the code, of every wanted file; and how many came from the cache."""
-    keys = _content_keys(wanted, secret)
-    entries: dict[str, Entry | Code] = {name: Code.UNREADABLE for name in wanted if name not in keys}
-    for name, key in keys.items():
-        known = cache.load(key)
-        if known is not None:
-            entries[name] = known
-    todo = [name for name in wanted if name not in entries]
-    from_cache = len(keys) - len(todo)
-    progress("images", len(entries), len(wanted))
-    for index, outcome in prepare_files([wanted[name] for name in todo], settings, limits=limits, workers=workers):
-        name = todo[index]
-        entries[name] = _keyed(outcome, secret)
-        cache.store(keys[name], entries[name])
-        progress("images", len(entries), len(wanted))
-    cache.forget_all_but(set(keys.values()))
-    return {name: entries[name] for name in wanted}, from_cache
+    strict: bool = True,
+) -> SortedFiles:
+    """Which of a site's files are worth opening, and as what; arguments and errors as of `read_source`, not for NPZ."""
+    findings = FINDINGS[config.data.layout]
+    check_rules(config.labels, image.labels, findings=findings, source=str(config.source))
+    if config.data.labels is None:
+        lines = _fetch_period(config, progress, strict)
+    else:
+        lines = _read_table(config, image, strict)
+    boxes = read_boxes(config.data.boxes, strict=strict) if config.data.boxes and image.mask_channels else {}
+    if config.data.kind == "pacs" and config.data.labels is not None:
+        _fetch(config, [line.image for line in lines if line.sound], progress, strict)
+    desk = _Desk(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded)
+    files, pairs, lines_without_file = _paired(config, lines, strict)
+    contents = read_contents(config.data.path, files, limits=limits) if config.data.kind == "dicom" else Contents()
+    jobs, refused = desk.sort(files, pairs, contents.unlisted)
+    approvals, frames = read_approvals(config.state), config.data.frames_per_file
+    return SortedFiles(
+        jobs=[replace(job, task=with_approval(job.task, secret, frames, approvals)) for job in jobs],
+        refused=refused,
+        settings=_settings(config, image),
+        found=len(files),
+        lines_without_file=lines_without_file,
+        boxes_without_file=boxes_without_image(boxes, files, config.data.layout),
+        contents=contents,
+    )
 
 
-def _content_keys(wanted: dict[str, Task], secret: bytes) -> dict[str, str]:
-    """The key of each file's content, its mask's included; files that cannot be read are left out."""
+@dataclass(frozen=True, kw_only=True)
+class _Desk:
+    """Where files are sorted into those worth opening and those left out, each by its own line of the table."""
 
-    def key(task: Task) -> str | None:
+    config: SiteConfig
+    image: ImageSpec
+    secret: bytes
+    boxes: Boxes
+    excluded: Set[str]
+
+    def sort(self, files: Sequence[str], pairs: Sequence[Pair], unlisted: Set[str]) -> tuple[list[Job], Refusals]:
+        annotations = Annotations(
+            folder=self.config.data.path,
+            table=_labels_path(self.config),
+            boxes=self.boxes,
+            layout=self.config.data.layout,
+            rules=self.config.labels,
+            labels=self.image.labels,
+        )
+        unsigned = {name for name in files if not self._is_signed(name)}
+        paired = {known.name for known in pairs} | unlisted
+        code = _UNSIGNED[_FORMATS[self.config.data.kind]]
+        refused: Refusals = [(name, code) for name in files if name in unsigned]
+        refused += [(name, Code.NOT_LISTED) for name in files if name in unlisted - unsigned]
+        refused += [(name, Code.NO_LABEL) for name in files if name not in unsigned and name not in paired]
+        jobs = []
+        for known in pairs:
+            if known.name in unsigned | unlisted:
+                continue
+            job = self._job(known, annotations)
+            if isinstance(job, Code):
+                refused.append((known.name, job))
+            else:
+                jobs.append(job)
+        return jobs, refused
+
+    def _is_signed(self, name: str) -> bool:
         try:
-            return content_key(secret, _digest(task.path), _digest(task.mask))
+            return has_signature(self.config.data.path / name, _FORMATS[self.config.data.kind])
         except OSError:
-            return None
+            return True  # a worker says that it cannot be read
 
-    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter's lock
-        keys = pool.map(key, wanted.values())
-        return {name: found for name, found in zip(wanted, keys, strict=True) if found is not None}
+    def _job(self, known: Pair, annotations: Annotations) -> Job | Code:
+        line = known.line
+        if not line.sound:
+            return Code.NO_LABEL
+        patient = line.patient if _patients_in_table(self.config) else None
+        if patient is not None:
+            try:
+                if patient_key(self.secret, patient) in self.excluded:
+                    return Code.EXCLUDED
+            except ValueError:
+                return Code.NO_PATIENT_ID
+        label = plan_label(line.present, line.uncertain, self.config.labels, self.image.labels)
+        if isinstance(label, Code):
+            return label
+        drawn = annotations.of(known, label) if self.image.mask_channels else Annotation()
+        if isinstance(drawn, Code):
+            return drawn
+        return Job(
+            name=known.name,
+            task=Task(
+                path=self.config.data.path / known.name,
+                format=_FORMATS[self.config.data.kind],
+                mask=drawn.mask,
+                boxes=drawn.boxes,
+            ),
+            label=label,
+            patient=patient,
+            drawn="mask" if drawn.mask else "boxes" if drawn.boxes is not None else "",
+        )
 
 
-def _keyed(outcome: Outcome, secret: bytes) -> Entry | Code:
-    if isinstance(outcome, Code):
-        return outcome
-    try:
-        patient = patient_key(secret, outcome.patient_id)
-    except ValueError:
-        return Code.NO_PATIENT_ID
-    return Entry(planes=outcome.planes, record=outcome.record, blanked=outcome.blanked, patient=patient)
+def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool) -> tuple[list[str], list[Pair], int]:
+    """The image files, the lines that speak of them, and how many lines speak of none."""
+    folder, table = config.data.path, _labels_path(config)
+    if not _patients_in_table(config):  # the file says whose it is, so lines of one file are about one patient
+        lines = [line.without_patient() for line in lines]
+    others = [path for path in (table, config.data.boxes, config.cohort.exclude) if path is not None]
+    files = find_files(folder, others)
+    masks = mask_names(lines, folder=folder, table=table)
+    found = pair(lines, files, config.data.layout, masks=masks, strict=strict)
+    # A file that a line names as an image stays one, whatever mask another patient's line makes of it.
+    paired, any_mask = {known.name for known in found.pairs}, set().union(*masks.values())
+    images = [name for name in files if name in paired or not is_mask(name, any_mask)]
+    return images, found.pairs, found.lines_without_file
 
 
-def _digest(path: Path | None) -> bytes:
-    if path is None:
-        return b""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _rows(job: Job, entry: Entry | Code) -> list[Row]:
+    """One row a frame: all of the same patient, with the same label."""
+    if isinstance(entry, Code):
+        return []
+    return [
+        Row(
+            planes=planes,
+            label=job.label,
+            patient=entry.patient,
+            record=entry.record,
+            blanked=blanked,
+            drawn=job.drawn,
+        )
+        for planes, blanked in zip(entry.planes, entry.blanked, strict=True)
+    ]
+
+
+def _read_table(config: SiteConfig, image: ImageSpec, strict: bool) -> list[ImageLine]:
+    wanted = Wanted(
+        labels=image.labels,
+        findings=known_findings(config.labels, image.labels),
+        patients=_patients_in_table(config),
+    )
+    return read_layout(_labels_path(config), config.data.layout, wanted, strict=strict)
+
+
+def _fetch_period(config: SiteConfig, progress: Progress, strict: bool) -> list[ImageLine]:
+    """All studies of [pacs].study_date, each a line without findings: `[labels].missing` says what they are.
+
+    A file of another period, fetched before, is no study of this one, so each study that the PACS names is a line, and
+    not each that is in the folder.
+    """
+    return [ImageLine(image=study) for study in _fetch(config, None, progress, strict)]
+
+
+def _fetch(config: SiteConfig, wanted: Sequence[str] | None, progress: Progress, strict: bool) -> tuple[str, ...]:
+    from client.intake.pacs import fetch_studies  # few hospitals need it, and it brings network libraries
+
+    if config.pacs is None:
+        raise SiteError(f"[pacs] is missing in {config.source}; add its protocol and address")
+    return fetch_studies(config.pacs, wanted, config.data.path, progress, strict=strict).names
+
+
+def _labels_path(config: SiteConfig) -> Path:
+    """The label table; where a PACS is asked for a period there is none, and its folder stands for it."""
+    if config.data.labels is None and config.data.kind != "pacs":
+        raise SiteError(f"[data].labels is missing in {config.source}; name a CSV with the columns image,label")
+    return config.data.labels or config.data.path
+
+
+def _patients_in_table(config: SiteConfig) -> bool:
+    """Whether the label table says whose an image is; DICOM files say it themselves."""
+    return config.data.kind in ("images", "nifti")
 
 
 def _settings(config: SiteConfig, image: ImageSpec) -> Settings:
@@ -217,27 +302,7 @@ def _settings(config: SiteConfig, image: ImageSpec) -> Settings:
         burned_in=deidentify.burned_in,
         trusted_modalities=deidentify.trusted_modalities,
         modalities=deidentify.modalities,
+        held_modalities=deidentify.held_modalities,
+        modality=config.data.modality or "",
+        frames_per_file=config.data.frames_per_file,
     )
-
-
-def _rules(settings: Settings) -> str:
-    """Everything but the source that an entry depends on; label names and shares are not among it."""
-    shaping = asdict(settings)
-    for name in ("labels", "label_prior"):
-        del shaping["image"][name]
-    return json.dumps([shaping, _code_version()], sort_keys=True)
-
-
-@once
-def _code_version() -> str:
-    """Changes with any line of the code that shapes an entry, and with the libraries under it."""
-    digest, here = hashlib.sha256(), Path(str(client.__file__)).parent
-    for pattern in _SHAPING_CODE:
-        for path in sorted(here.glob(pattern)):
-            digest.update(path.read_bytes())
-    for library in _SHAPING_LIBRARIES:
-        try:
-            digest.update(f"{library} {metadata.version(library)};".encode())
-        except metadata.PackageNotFoundError:
-            digest.update(f"{library} none;".encode())
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ class IntakeTable:
     """Counts of one intake. Every count is SENSITIVE: it is not released.
 
     Attributes:
-        kind: "dicom" or "npz".
+        kind: of [data].
         found: files, or rows of an NPZ.
         taken: images that go on, duplicates already dropped.
         from_cache: files that were not opened again because their content is known.
@@ -26,11 +26,20 @@ class IntakeTable:
         shared_pixels: images whose pixels another patient has too; they are KEPT, because leaving one out would make
             one patient's data depend on another's. Look whether they are one person.
         patients, train_patients, test_patients, train_images, test_images: sizes of the cohort and its parts.
+        images_a_patient: patients with 1, 2 to 5, and 6 or more images.
         blanked_images, blanked_boxes: images in which text was blanked, and the boxes in all.
-        labels, modalities, syntaxes: images taken, by name.
-        quarantined: files left out, by code.
+        mask_images, boxed_images: images whose mask came from a file, and from boxes.
+        excluded: files of patients on the list of [cohort].exclude.
+        held: files that wait for a person to look at them.
+        labels, modalities: images taken, by name.
+        syntaxes: images taken, by file format and compression.
+        label_rules: what becomes of an image whose findings are not exactly one label.
+        quarantined: files left out, by code; the excluded and held are among them.
         refused: (key of the file, code) for each file left out; state/quarantine.csv says which file it is.
         rows_without_file: lines of the label table whose image is not there.
+        listed_without_file: files that a DICOMDIR lists and that are not there.
+        broken_dicomdirs: DICOMDIRs that could not be read: every file was looked at as if they were not there.
+        boxes_without_file: images of the box file that are not there.
     """
 
     kind: str
@@ -44,14 +53,23 @@ class IntakeTable:
     test_patients: int = 0
     train_images: int = 0
     test_images: int = 0
+    images_a_patient: dict[str, int] = field(default_factory=dict)
     blanked_images: int = 0
     blanked_boxes: int = 0
+    mask_images: int = 0
+    boxed_images: int = 0
+    excluded: int = 0
+    held: int = 0
     labels: dict[str, int] = field(default_factory=dict)
     modalities: dict[str, int] = field(default_factory=dict)
     syntaxes: dict[str, int] = field(default_factory=dict)
+    label_rules: dict[str, str] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     rows_without_file: int = 0
+    listed_without_file: int = 0
+    broken_dicomdirs: int = 0
+    boxes_without_file: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts and lists, with each quarantine code in words."""

@@ -1,6 +1,6 @@
 """The process that touches hostile bytes: `python -m client.intake.worker`, started and watched by `decode`.
 
-It reads requests on stdin and answers on what was stdout; both are frames of JSON and raw float32, never pickle.
+It reads requests on stdin and answers on what was stdout; both are frames of JSON and raw pixels, never pickle.
 Whatever a library prints (pydicom's warnings quote header values) goes to /dev/null, whatever it raises becomes a
 code, it can write no file and leave no core, and it dies at its time limit even inside C code.
 """
@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from client.intake.quarantine import Code, Refused
-from client.intake.task import Limits, Prepared, Settings, Task
-from ghostnet.errors import MissingDependencyError, SiteError
+from client.intake.task import Limits, Settings, Task
+from ghostnet.errors import GhostNetError, MissingDependencyError, SiteError
 from ghostnet.tables import read_table
 
 FRAME = struct.Struct(">II")
-"""Lengths of the JSON and of the float32 part that follow."""
+"""Lengths of the JSON and of the part with pixels that follow."""
+
+
+Answer = tuple[dict[str, Any], bytes]
 
 
 def main() -> None:
@@ -34,40 +37,84 @@ def main() -> None:
     replies = _silence()
     requests = sys.stdin.buffer
     try:
-        from client.intake.prepare import prepare_file, warm_up  # here, so that a missing library is said, not a crash
-    except ImportError as error:
-        _send(replies, {"missing": error.name or "that decodes images"})
+        first = json.loads(requests.readline())
+        limits = read_table(Limits, first["limits"], source="worker", error=SiteError)
+        answer = _preparer(first["settings"], limits, replies) if first["settings"] else _list_dicomdir
+    except ImportError as error:  # a missing library is said, not a crash
+        library = error.name or "that decodes images"
+        _send(replies, {"missing": f"the library {library} is not installed; install ghostnet's dependencies"})
         return
-    settings, limits = _read_settings(json.loads(requests.readline()))
-    try:
-        warm_up(settings)
-    except MissingDependencyError:
-        _send(replies, {"missing": "rapidocr-onnxruntime"})
+    except GhostNetError as error:  # our own words: no file was opened yet
+        _send(replies, {"missing" if isinstance(error, MissingDependencyError) else "unfit": str(error)})
         return
     _limit(limits.memory_bytes)
     _send(replies, {"ready": True})
     for line in requests:
         request = json.loads(line)
-        task = Task(path=Path(request["path"]), mask=Path(request["mask"]) if request["mask"] else None)
-        signal.setitimer(signal.ITIMER_REAL, limits.timeout_s * 1.5)  # the parent kills first; this if it is gone
-        header, planes = _answer(prepare_file, task, settings, limits)
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # the parent kills first; this if it is gone
+        header, body = _coded(answer, request)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(replies, header, planes)
+        _send(replies, header, body)
 
 
-def _answer(
-    prepare: Callable[[Task, Settings, Limits], Prepared], task: Task, settings: Settings, limits: Limits
-) -> tuple[dict[str, Any], bytes]:
+def _preparer(raw_settings: dict[str, Any], limits: Limits, replies: BinaryIO) -> Callable[[dict[str, Any]], Answer]:
+    """What answers a request for a prepared file."""
+    from client.deidentify.profile import check_allow_list
+    from client.intake.prepare import prepare_file, warm_up
+
+    check_allow_list()
+    settings = read_table(Settings, raw_settings, source="worker", error=SiteError)
+    warm_up(settings)
+
+    def decoded() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.5 * limits.prepare_s * settings.frames_per_file)
+        _send(replies, {"decoded": True})
+
+    def answer(request: dict[str, Any]) -> Answer:
+        done = prepare_file(task_from_dict(request["task"]), settings, limits, decoded=decoded)
+        header = {
+            "record": asdict(done.record),
+            "blanked": done.blanked,
+            "patient_id": done.patient_id,
+            "identifiers": done.identifiers,
+        }
+        return header, done.planes.tobytes() + (b"" if done.thumbnails is None else done.thumbnails.tobytes())
+
+    return answer
+
+
+def _list_dicomdir(request: dict[str, Any]) -> Answer:
+    """The files that a DICOMDIR lists, as paths with "/" that NUL separates."""
+    from pydicom import dcmread
+
+    dataset = dcmread(request["dicomdir"], specific_tags=["DirectoryRecordSequence"])
+    parts = [record.get("ReferencedFileID") for record in dataset.get("DirectoryRecordSequence") or ()]
+    names = ["/".join([part] if isinstance(part, str) else part) for part in parts if part]
+    return {"listed": len(names)}, "\0".join(names).encode("utf-8", "replace")
+
+
+def task_to_dict(task: Task) -> dict[str, Any]:
+    """A task as JSON can hold it."""
+    mask = os.fspath(task.mask) if task.mask else None
+    return asdict(task) | {"path": os.fspath(task.path), "mask": mask}
+
+
+def task_from_dict(values: dict[str, Any]) -> Task:
+    """The task that `task_to_dict` wrote."""
+    boxes = None if values["boxes"] is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in values["boxes"])
+    paths = {"path": Path(values["path"]), "mask": Path(values["mask"]) if values["mask"] else None}
+    return Task(**(values | paths | {"boxes": boxes}))
+
+
+def _coded(answer: Callable[[dict[str, Any]], Answer], request: dict[str, Any]) -> Answer:
     try:
-        done = prepare(task, settings, limits)
+        return answer(request)
     except Refused as refusal:
         return {"code": refusal.code.value}, b""
     except MemoryError:
         return {"code": Code.MEMORY.value}, b""
     except BaseException:  # noqa: BLE001 - decoders raise anything, Rust panics included, and the text may be PHI
         return {"code": Code.DECODE.value}, b""
-    header = {"record": asdict(done.record), "blanked": done.blanked, "patient_id": done.patient_id}
-    return header, done.planes.tobytes()
 
 
 def _silence() -> BinaryIO:
@@ -79,11 +126,6 @@ def _silence() -> BinaryIO:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     return replies
-
-
-def _read_settings(raw: dict[str, Any]) -> tuple[Settings, Limits]:
-    settings = read_table(Settings, raw["settings"], source="worker", error=SiteError)
-    return settings, read_table(Limits, raw["limits"], source="worker", error=SiteError)
 
 
 def _limit(memory_bytes: int) -> None:

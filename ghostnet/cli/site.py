@@ -12,6 +12,10 @@ from client.cohort import check_site
 from client.config import load_site
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
+from ghostnet.cli.site_init import init
+from ghostnet.cli.site_review import review
+from ghostnet.cli.site_table import intake_view, next_steps
+from ghostnet.errors import DataError
 from ghostnet.plan import load_plan
 
 app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
@@ -20,17 +24,32 @@ SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
+app.command("init")(init)
+app.command("review")(review)
+
+
 @app.command("check")
 def check(
     site_file: SiteFile,
     plan_file: Annotated[Path, typer.Option("--plan", help="The plan whose image size and labels to check against.")],
     as_json: AsJson = False,
 ) -> None:
-    """Dry run of intake: what would be taken, refused and blanked. Spends nothing and sends nothing."""
+    """Dry run of intake: what would be taken, left out and blanked. Spends nothing and sends nothing.
+
+    Exit code 0 when there are images to train on, 5 when there are none (the table is printed all the same), 4 when
+    site.toml or a folder cannot be used, 3 for the plan.
+    """
     config = load_site(site_file)
     with progress_bars() as progress:
         table = check_site(config, load_plan(plan_file).image, progress)
-    print_nested(table.to_dict(), as_json=as_json)
+    quarantine = config.state / "quarantine.csv"
+    if as_json:
+        steps = next_steps(table, site=site_file, quarantine=quarantine)
+        results.print_json(data={**table.to_dict(), "quarantine": str(quarantine), "next": steps})
+    else:
+        results.print(intake_view(table, site=site_file, quarantine=quarantine), highlight=False)
+    if not table.train_images:
+        raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
 
 
 @app.command("budget")

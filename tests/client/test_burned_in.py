@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from client.deidentify import burned_in
+from client.deidentify import burned_in, text_detector
 from client.deidentify.burned_in import blank_text, find_text
 from ghostnet.errors import DataError, MissingDependencyError
 from ghostnet.phantom import chest
@@ -65,6 +65,23 @@ def test_text_under_salt_and_pepper_is_found(clean: np.ndarray):
     assert covered(ink, blank_text(image).boxes) > 0.95
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_text_under_gaussian_noise_is_found(clean: np.ndarray, seed: int):
+    image, ink = drawn(clean)
+    noise = np.random.default_rng(seed).normal(0, 0.06 * 255, image.shape)
+    noisy = (image + noise).clip(0, 255).astype(np.uint8)
+    assert covered(ink, blank_text(noisy).boxes) > 0.95
+
+
+def test_black_letters_in_noise_that_is_nearly_black_are_found():
+    image = 4 + np.abs(np.random.default_rng(3).normal(0, 5, (512, 512)))
+    image[200:, 150:] = 255
+    canvas = np.zeros((512, 512), np.uint8)
+    cv2.putText(canvas, "RIVERA MICHAEL", (60, 100), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2, cv2.LINE_AA)
+    image[canvas > 128] = 0
+    assert covered(canvas > 128, blank_text(image.astype(np.uint8)).boxes) > 0.95
+
+
 def test_text_in_a_large_image_is_found_at_its_place(clean: np.ndarray):
     large = cv2.resize(clean, (1100, 600), interpolation=cv2.INTER_LINEAR)
     cv2.putText(large, "DOE JANE", (880, 570), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 1, cv2.LINE_AA)
@@ -84,11 +101,11 @@ def test_missing_detector_is_an_error_not_a_clean_image(clean: np.ndarray, monke
             raise ImportError(name)
         return real_import(name, *args, **kwargs)
 
-    burned_in._detector.cache_clear()
+    text_detector._detector.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingDependencyError):
         blank_text(clean)
-    burned_in._detector.cache_clear()
+    text_detector._detector.cache_clear()
 
 
 def test_other_arrays_are_refused(clean: np.ndarray):

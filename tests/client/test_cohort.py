@@ -250,7 +250,11 @@ def test_a_folder_without_a_usable_image_is_an_error_and_a_table(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        ("image,label\np0/0.dcm,ZQSECRETQZ\np1/0.dcm,other\n", DataError, "2 label(s) that the plan does not name"),
+        (
+            "image,label\np0/0.dcm,ZQSECRETQZ\np1/0.dcm,other\n",
+            DataError,
+            "2 line(s) with a label that the plan does not name",
+        ),
         ("image,label\np0/0.dcm,lesion\n./p0/0.dcm,lesion\n", DataError, "1 image(s) twice"),
         ("file,label\np0/0.dcm,lesion\n", SiteError, "no column image"),
         ("image\np0/0.dcm\n", SiteError, "no column label"),

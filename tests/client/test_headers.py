@@ -31,6 +31,20 @@ def test_only_the_named_values_are_copied() -> None:
     }
 
 
+@pytest.mark.parametrize("claimed", ["CR", "OT", "", PLANTED])
+def test_a_capture_is_a_capture_whatever_it_says(claimed: str) -> None:
+    dataset = dicom(picture(), SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality=claimed)
+    record = read_record(dataset, EXPLICIT)
+    assert record.modality == "SC"
+    assert PLANTED not in repr(record)
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG file", "NIfTI"])
+def test_a_record_serves_files_that_are_not_dicom(name: str) -> None:
+    values = asdict(read_record(dicom(picture()), EXPLICIT)) | {"transfer_syntax": name, "modality": "OT"}
+    assert record_from_dict(values).transfer_syntax == name
+
+
 def test_free_text_in_a_code_attribute_is_not_kept() -> None:
     assert PLANTED not in repr(read_record(dicom(picture(), ViewPosition=PLANTED), EXPLICIT))
 
@@ -41,12 +55,14 @@ def test_free_text_in_a_code_attribute_is_not_kept() -> None:
         ({"PhotometricInterpretation": PLANTED}, EXPLICIT, Code.HEADER),
         ({"Modality": PLANTED}, EXPLICIT, Code.MODALITY),
         ({"Modality": "CT"}, EXPLICIT, Code.MODALITY),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, EXPLICIT, Code.SOP_CLASS),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, EXPLICIT, Code.SOP_CLASS),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, EXPLICIT, Code.SOP_CLASS),
         ({"SOPClassUID": "1.2.3.4"}, EXPLICIT, Code.SOP_CLASS),
         ({"Rows": None}, EXPLICIT, Code.HEADER),
         ({"Rows": 0}, EXPLICIT, Code.HEADER),
-        ({"BitsStored": 32}, EXPLICIT, Code.HEADER),
+        ({"BitsStored": 65}, EXPLICIT, Code.HEADER),
         ({}, "1.2.3.4", Code.TRANSFER_SYNTAX),
+        ({}, "PNG", Code.TRANSFER_SYNTAX),
     ],
 )
 def test_what_is_not_on_a_list_is_refused_by_code_alone(attributes: dict[str, Any], syntax: str, code: Code) -> None:

@@ -20,7 +20,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from client.intake.decode import Outcome, prepare_files
-from client.intake.dicom import CT_WINDOW_HU, DicomImage, read_dicom
+from client.intake.dicom import read_dicom
+from client.intake.frames import CT_WINDOW_HU, Frame
 from client.intake.quarantine import Code, Refused
 from client.intake.task import Limits, Prepared, Settings, Task
 from tests.client.dicom_files import dicom, image_spec, picture, save, settings
@@ -28,8 +29,10 @@ from tests.client.dicom_files import dicom, image_spec, picture, save, settings
 LIMITS = Limits()
 
 
-def read(path: Path) -> DicomImage:
-    return read_dicom(path, file_bytes=LIMITS.file_bytes, pixels=LIMITS.pixels)
+def read(path: Path) -> Frame:
+    """The only frame of a file."""
+    (frame,) = read_dicom(path, file_bytes=LIMITS.file_bytes, pixels=LIMITS.pixels).frames
+    return frame
 
 
 def refused(path: Path) -> Code:
@@ -68,7 +71,8 @@ def test_monochrome1_comes_out_as_its_monochrome2_twin(tmp_path: Path) -> None:
 
 
 def test_an_inverted_ct_keeps_its_fixed_window(tmp_path: Path) -> None:
-    path = save(dicom(picture(), modality="CT", PhotometricInterpretation="MONOCHROME1"), tmp_path / "a.dcm")
+    dataset = dicom(picture(), modality="CT", PhotometricInterpretation="MONOCHROME1", RescaleIntercept="-1024")
+    path = save(dataset, tmp_path / "a.dcm")
     assert read(path).window == (-CT_WINDOW_HU[1], -CT_WINDOW_HU[0])
 
 
@@ -82,7 +86,7 @@ def test_padding_is_marked_and_drawn_black(tmp_path: Path) -> None:
     assert image.valid[10:].all()
     (done,) = prepare([Task(path=path)])
     assert isinstance(done, Prepared)
-    assert (done.planes[0, :6] == -1).all()
+    assert (done.planes[0, 0, :6] == -1).all()
 
 
 def test_a_negative_padding_value_in_its_unsigned_form_is_understood(tmp_path: Path) -> None:
@@ -137,8 +141,8 @@ def test_a_mask_follows_the_geometry_of_its_image(tmp_path: Path) -> None:
     names = ("mask.png", "other.png", "text.png", "none.png")
     done = prepare([Task(path=path, mask=tmp_path / name) for name in names] + [Task(path=path)], used=used, workers=1)
     assert isinstance(done[0], Prepared)
-    assert done[0].planes.shape == (2, 28, 28)
-    np.testing.assert_array_equal(done[0].planes[1], np.where(np.arange(28) < 14, 1.0, -1.0) * np.ones((28, 1)))
+    assert done[0].planes.shape == (1, 2, 28, 28)
+    np.testing.assert_array_equal(done[0].planes[0, 1], np.where(np.arange(28) < 14, 1.0, -1.0) * np.ones((28, 1)))
     assert done[1:] == [Code.BAD_MASK, Code.BAD_MASK, Code.BAD_MASK, Code.NO_MASK]
 
 
@@ -149,8 +153,8 @@ def test_two_mask_channels_are_the_values_one_and_two(tmp_path: Path) -> None:
     Image.fromarray(mask).save(tmp_path / "mask.png")
     (done,) = prepare([Task(path=path, mask=tmp_path / "mask.png")], used=settings(image_spec(mask_channels=2)))
     assert isinstance(done, Prepared)
-    np.testing.assert_array_equal(done.planes[1], -done.planes[2])
-    assert (done.planes[1, 0] == 1).all()
+    np.testing.assert_array_equal(done.planes[0, 1], -done.planes[0, 2])
+    assert (done.planes[0, 1, 0] == 1).all()
 
 
 # --- Burned-in text
@@ -172,8 +176,8 @@ def test_burned_in_text_is_blanked_or_refused_as_the_site_says(tmp_path: Path) -
     assert held is Code.BURNED_IN_TEXT
     assert isinstance(trusted, Prepared)
     assert isinstance(blanked, Prepared)
-    assert trusted.blanked == 0
-    assert blanked.blanked > 0
+    assert trusted.blanked == (0,)
+    assert blanked.blanked[0] > 0
     assert np.abs(trusted.planes - blanked.planes).max() > 0.1
 
 
@@ -181,7 +185,7 @@ def test_trust_holds_for_the_listed_modalities_only(tmp_path: Path) -> None:
     path = save(dicom(with_text(), modality="DX"), tmp_path / "text.dcm")
     (done,) = prepare([Task(path=path)], used=settings(burned_in="trust", trusted_modalities=("CT",)))
     assert isinstance(done, Prepared)
-    assert done.blanked > 0
+    assert done.blanked[0] > 0
 
 
 # --- Refusals
@@ -190,15 +194,15 @@ def test_trust_holds_for_the_listed_modalities_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "code"),
     [
-        ({"NumberOfFrames": 2}, Code.MULTI_FRAME),
-        ({"NumberOfFrames": 200000}, Code.MULTI_FRAME),
+        ({"NumberOfFrames": 2}, Code.TRUNCATED),
+        ({"NumberOfFrames": 200000}, Code.TRUNCATED),
+        ({"NumberOfFrames": -1}, Code.FRAMES),
         ({"Rows": 65535, "Columns": 65535}, Code.TOO_LARGE),
         ({"Rows": 41}, Code.TRUNCATED),
         ({"RescaleSlope": "0"}, Code.HEADER),
         ({"BitsAllocated": 64}, Code.HEADER),
         ({"BitsAllocated": 8}, Code.HEADER),
         ({"SamplesPerPixel": 3}, Code.HEADER),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, Code.HEADER),
         ({"PixelData": b""}, Code.NO_PIXELS),
         ({"PixelData": bytes(40 * 40 * 2)}, Code.FLAT),
         ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, Code.FLAT),

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from client.cohort import load_cohorts
 from client.config import SiteConfig
-from client.intake.npz import read_npz
+from client.intake.npz import read_columns, read_npz
 from ghostnet.errors import DataError
 from tests.client.dicom_files import SECRET, image_spec, write_site
 
@@ -136,6 +136,20 @@ def test_identifiers_are_in_no_file_of_the_state(tmp_path: Path) -> None:
 )
 def test_a_wrong_column_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     assert said in error(tmp_path, arrays(**changes))
+
+
+def test_a_medmnist_file_is_shared_out_like_any_other(tmp_path: Path) -> None:
+    parts = {"train": 4, "val": 2, "test": 3}
+    columns: dict[str, Any] = {}
+    for value, (part, n) in enumerate(parts.items()):
+        columns[f"{part}_images"] = np.full((n, 28, 28), value, np.uint8)
+        columns[f"{part}_labels"] = np.full((n, 1), value % 2, np.uint8)
+    np.savez(tmp_path / "data.npz", **columns)
+    found = read_columns(tmp_path / "data.npz")
+    assert found["images"][:, 0, 0].tolist() == [0] * 4 + [1] * 2 + [2] * 3
+    assert found["labels"].tolist() == [0] * 4 + [1] * 2 + [0] * 3
+    assert found["split"].tolist() == ["train"] * 6 + ["test"] * 3
+    assert len(set(found["patient"].tolist())) == 9
 
 
 def test_masks_are_asked_for_when_the_plan_draws_them(tmp_path: Path) -> None:

@@ -65,7 +65,11 @@ ASKED = [
     *(("privacy.views", value, "P09") for value in [*NO_NUMBER, 0, 65]),
     *(("privacy.clip_norm", value, "P10") for value in [*NO_NUMBER, 0.0]),
     *(("model.discriminator_norm", value, "P11") for value in ["batch", "", None, 7]),
-    *(("federation.share", value, "P11") for value in ["gan", "pooled", "discriminator", "gradients", None]),
+    *(("federation.share", value, "P11") for value in ["discriminator", "gradients", None]),
+    *(("privacy.fakes", value, "P14") for value in [*NO_NUMBER, 0, 8193]),
+    *(("privacy.truncate_batch", value, "P15") for value in [5, -1, None]),
+    *(("training.perceptual_noise_multiplier", value, "P16") for value in [*NO_NUMBER, 1e-9, 0.299]),
+    ("federation.share", "pooled", "P17"),
     *(("utility.real_reference", value, "P13") for value in [True, 1, "no", None]),
 ]
 
@@ -76,7 +80,8 @@ def test_a_server_that_asks_for_too_much_is_refused_by_number(key: str, value: A
 
 
 def test_every_number_has_a_case() -> None:
-    assert {code for _, _, code in ASKED} | {"P12"} == {f"P{number:02d}" for number in range(1, 14)}
+    elsewhere = {"P12", "P18"}  # lists of the policy: below, and in test_pooled_site.py
+    assert {code for _, _, code in ASKED} | elsewhere == {f"P{number:02d}" for number in range(1, 19)}
 
 
 def test_all_broken_limits_are_told_at_once() -> None:
@@ -133,6 +138,8 @@ LIMITS = {
     "max_rounds": [1, 2, 1000],
     "max_steps": [1, 4, 100_000],
     "max_sampling_rate": [0.01, 0.3, 1.0],
+    "max_coalition_epsilon": [0.0, 1.0, 1000.0],
+    "peers": [("no key",), ()],
     "approved_plans": [(), ("f" * 64,), ("any",)],
     "allow_real_reference": [False, True],
 }  # each from tight to loose
@@ -142,11 +149,38 @@ def test_every_limit_is_in_the_table() -> None:
     assert set(LIMITS) == {field.name for field in dataclasses.fields(PolicySpec)}
 
 
-@pytest.mark.parametrize("name", sorted(set(LIMITS) - {"allow_real_reference"}))
+@pytest.mark.parametrize("name", sorted(set(LIMITS) - {"allow_real_reference", "max_coalition_epsilon", "peers"}))
 def test_each_limit_alone_can_refuse_a_plan_that_passes_otherwise(name: str) -> None:
     loose = PolicySpec(**{key: values[-1] for key, values in LIMITS.items()})
     assert codes(plan(), loose) == set()
     assert codes(plan(), replace(loose, **{name: LIMITS[name][0]})) != set()
+
+
+def pooled() -> Plan:
+    """The plan, with hospitals that add up one sum."""
+    return replace(plan(), federation=replace(plan().federation, share="pooled", hospitals=3))
+
+
+@pytest.mark.parametrize("name", ["max_coalition_epsilon", "peers"])
+def test_each_limit_for_pooled_runs_alone_can_refuse_one(name: str) -> None:
+    loose = PolicySpec(**{key: values[-1] for key, values in LIMITS.items()})
+    assert codes(pooled(), loose) == set()
+    refused = codes(pooled(), replace(loose, **{name: LIMITS[name][0]}))
+    assert refused == {"P17" if name == "max_coalition_epsilon" else "P18"}
+    assert codes(plan(), replace(loose, **{name: LIMITS[name][0]})) == set()
+
+
+def test_what_the_others_may_learn_together_is_more_than_the_plan_costs_and_is_what_is_held_against_the_limit() -> None:
+    promised = claim(pooled())
+    assert promised.epsilon_pld_coalition > promised.epsilon_pld
+    at = replace(POLICY, max_coalition_epsilon=promised.epsilon_pld_coalition)
+    assert codes(pooled(), at) == set()
+    assert codes(pooled(), replace(at, max_coalition_epsilon=promised.epsilon_pld_coalition - 1e-4)) == {"P17"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, None, "9", -1.0])
+def test_a_limit_for_pooled_runs_that_is_no_number_refuses_them(value: Any) -> None:
+    assert "P17" in codes(pooled(), replace(POLICY, max_coalition_epsilon=value))
 
 
 def test_a_real_reference_runs_only_where_it_is_allowed() -> None:
@@ -167,6 +201,7 @@ PLANS = st.sampled_from(
         changed("privacy.steps", 200),
         changed("utility.real_reference", True),
         changed("warm_start.noise_multiplier", 0.1),
+        pooled(),
     ]
 )
 POLICIES = st.fixed_dictionaries({name: st.sampled_from(range(len(values))) for name, values in LIMITS.items()})

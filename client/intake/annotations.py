@@ -1,0 +1,92 @@
+"""What lies on an image, from wherever the hospital keeps it: a mask file, a cell of the label table, a box file.
+
+Looked for in that order. Where nothing is known the image is left out, since a black mask would say that there is
+nothing; where someone looked and found nothing, the mask is black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from client.config import LabelSpec, Layout
+from client.intake.boxes import Boxes, Corners, NamedBox
+from client.intake.findings import known_findings, label_of_finding
+from client.intake.folder import find_mask, find_mask_beside
+from client.intake.layouts import FINDINGS
+from client.intake.pairing import Pair
+from client.intake.quarantine import Code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """A mask file, or boxes to draw; neither where the plan has no masks."""
+
+    mask: Path | None = field(default=None, repr=False)
+    boxes: tuple[Corners, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """The hospital's annotations, ready to be asked for.
+
+    Attributes:
+        folder: of the images.
+        table: the label table.
+        boxes: of the box file, by the image's name there.
+        layout: of the label table.
+        rules: which finding stands for which label.
+        labels: the plan's.
+    """
+
+    folder: Path
+    table: Path
+    boxes: Boxes
+    layout: Layout
+    rules: LabelSpec
+    labels: Sequence[str]
+
+    def of(self, pair: Pair, label: int) -> Annotation | Code:
+        """What lies on one image, or NO_MASK or BAD_MASK.
+
+        Args:
+            pair: the image and its line of the table.
+            label: index of its label; boxes of another label's finding do not count.
+        """
+        line = pair.line
+        if line.mask:
+            mask = (
+                find_mask_beside(line.mask, pair.inside, folder=self.folder, table=self.table)
+                if pair.inside
+                else find_mask(line.mask, folder=self.folder, table=self.table)
+            )
+            return Code.BAD_MASK if mask is None else Annotation(mask=mask)
+        if line.boxes:
+            return Annotation(boxes=line.boxes)
+        key = boxes_key(pair.name, self.layout)
+        if key in self.boxes:
+            found = self.boxes[key]
+            return Code.BAD_MASK if found is None else self._counted(found, label)
+        return Code.NO_MASK if line.boxes is None else Annotation(boxes=())
+
+    def _counted(self, found: tuple[NamedBox, ...], label: int) -> Annotation | Code:
+        """The boxes that show this label, or say nothing of labels; boxes of other findings alone leave it unknown."""
+        silent = known_findings(self.rules, self.labels) | set(FINDINGS[self.layout])
+        meant = {
+            box: label_of_finding(box.finding, self.rules, self.labels) == self.labels[label]
+            or box.finding not in silent
+            for box in found
+        }
+        counted = tuple(box.corners for box in found if meant[box])
+        return Annotation(boxes=counted) if counted or not found else Code.NO_MASK
+
+
+def boxes_key(name: str, layout: Layout) -> str:
+    """How a box file names an image: by its path below the image folder, or in layout nih by its file name."""
+    return PurePosixPath(name).name if layout == "nih" else name
+
+
+def boxes_without_image(boxes: Mapping[str, object], files: Sequence[str], layout: Layout) -> int:
+    """Images of the box file that are not there."""
+    return len(set(boxes) - {boxes_key(name, layout) for name in files})

@@ -1,0 +1,73 @@
+"""DICOMDIR, the table of contents of a disc (PS3.10 section 8): which files of a folder belong to it.
+
+The rule: where a folder holds a DICOMDIR, only the files that it lists are images, in that folder and below; a DICOMDIR
+further down has the word over its own part. One that cannot be read, or lists nothing, counts as broken and changes
+nothing: everything is looked at as if it were not there. Nothing is ever opened because a DICOMDIR names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from client.intake.decode import list_dicomdirs
+from client.intake.task import Limits
+
+NAME = "DICOMDIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the DICOMDIRs of a folder say of its files. SENSITIVE.
+
+    Attributes:
+        unlisted: relative paths of files that the DICOMDIR over them does not list.
+        missing: files that are listed and not there.
+        broken: DICOMDIRs that were ignored.
+    """
+
+    unlisted: frozenset[str] = frozenset()
+    missing: int = 0
+    broken: int = 0
+
+
+def read_contents(folder: Path, files: Sequence[str], *, limits: Limits) -> Contents:
+    """Reads every DICOMDIR under a folder, in a worker process.
+
+    Args:
+        folder: where the files are.
+        files: relative paths with "/", as `find_files` gives them.
+        limits: what one DICOMDIR may cost.
+
+    Raises:
+        SiteError, MissingDependencyError: no worker can be started.
+    """
+    parents = {parent for name in files for parent in PurePosixPath(name).parents} | {PurePosixPath(".")}
+    found = [parent for parent in sorted(parents) if (folder / parent / NAME).is_file()]
+    if not found:
+        return Contents()
+    listings = list_dicomdirs([folder / parent / NAME for parent in found], limits=limits)
+    listed = {
+        parent: {_comparable(name) for name in listing}
+        for parent, listing in zip(found, listings, strict=True)
+        if listing
+    }
+    unlisted, seen = set(), {parent: set[str]() for parent in listed}
+    for name in files:
+        path = PurePosixPath(name)
+        over = next((parent for parent in path.parents if parent in listed), None)
+        if over is None:
+            continue
+        inside = _comparable(str(path.relative_to(over)))
+        if inside in listed[over]:
+            seen[over].add(inside)
+        else:
+            unlisted.add(name)
+    missing = sum(len(listed[parent] - seen[parent]) for parent in listed)
+    return Contents(unlisted=frozenset(unlisted), missing=missing, broken=len(found) - len(listed))
+
+
+def _comparable(path: str) -> str:
+    """Discs are mounted in lower case, and with the version numbers of ISO 9660, by some systems."""
+    return path.upper().removesuffix(";1").removesuffix(".")

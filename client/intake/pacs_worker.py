@@ -1,0 +1,117 @@
+"""The process that talks to the PACS: `python -m client.intake.pacs_worker`, started and watched by `pacs`.
+
+What a PACS sends is as untrusted as a file, and libraries log and quote it. So it happens here: whatever they print
+goes to /dev/null, whatever they raise becomes a cause from a closed list, and memory and file sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from client.intake.pacs_config import PacsSpec
+from client.intake.pacs_faults import Fault, PacsFault
+from client.intake.pacs_files import PacsFiles
+from client.intake.retrieval import PHASES, Archive, Counts, Wanted, fetch
+from ghostnet.errors import SiteError
+from ghostnet.tables import read_table
+
+_MEMORY_BEYOND_FILES = 1 << 30
+_COPIES = 3  # of one file in memory, at most: a data set grows by doubling
+
+
+def main() -> None:
+    """Fetches what the request on stdin names; says where it is, and how it ended, on what was stdout."""
+    send = _silence()
+    request = json.loads(sys.stdin.buffer.readline())
+    spec = read_table(PacsSpec, request["spec"], source="worker", error=SiteError)
+    wanted = request["wanted"] and {study: frozenset(only) for study, only in request["wanted"].items()}
+    try:
+        archive = _archive(spec, request["credentials"])
+        _limit(spec)
+        counts = _fetch(archive, wanted, spec, Path(request["folder"]), send)
+    except ImportError as error:
+        send({"missing": error.name or "that speaks to a PACS"})
+    except PacsFault as fault:
+        send({"fault": fault.fault.value})
+    except MemoryError:
+        send({"fault": Fault.MEMORY.value})
+    except BaseException:  # noqa: BLE001 - libraries raise anything, and the text may hold identifiers
+        send({"fault": Fault.CRASHED.value})
+    else:
+        send({"counts": asdict(counts)})
+    os._exit(0)  # threads of associations that did not end must not hold it up
+
+
+def _fetch(
+    archive: Archive, wanted: Wanted | None, spec: PacsSpec, folder: Path, send: Callable[[dict[str, Any]], None]
+) -> Counts:
+    def tell(phase: str, done: int, total: int) -> None:
+        send({"phase": PHASES.index(phase), "done": done, "total": total})
+
+    files = PacsFiles(folder, file_bytes=spec.file_bytes, total_bytes=spec.total_bytes)
+    with files.locked():
+        try:
+            return fetch(
+                archive,
+                wanted,
+                files,
+                tell,
+                modalities=spec.modalities,
+                study_date=spec.study_date,
+                patience_s=spec.patience_s,
+            )
+        finally:
+            archive.close()
+
+
+def _archive(spec: PacsSpec, credentials: str) -> Archive:
+    if spec.protocol == "dicomweb":
+        from client.intake.dicomweb import DicomWeb
+
+        return DicomWeb(spec, credentials)
+    from client.intake.dimse import Dimse
+
+    return Dimse(spec)
+
+
+def _silence() -> Callable[[dict[str, Any]], None]:
+    """Keeps stdout for what is sent to the parent alone; without a parent, the process ends."""
+    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+
+    def send(message: dict[str, Any]) -> None:
+        try:
+            answers.write(json.dumps(message).encode() + b"\n")
+            answers.flush()
+        except OSError:
+            os._exit(1)
+
+    return send
+
+
+def _limit(spec: PacsSpec) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = max(spec.file_bytes, 1 << 24)  # lists of a study's images are files too
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        idle = int(statm.read_text().split()[0]) * resource.getpagesize()
+        memory = idle + _COPIES * spec.file_bytes + _MEMORY_BEYOND_FILES
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+if __name__ == "__main__":
+    main()

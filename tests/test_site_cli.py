@@ -1,0 +1,266 @@
+"""`ghostnet site init` and `site check`: what they write can be read, what they show says what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from client.config import Kind, SiteConfig, load_site
+from client.intake.quarantine import EXPLAINED, Code
+from client.intake.table import IntakeTable
+from ghostnet.cli.site import app
+from ghostnet.cli.site_init import kind_of, write_site
+from ghostnet.cli.site_table import intake_view, next_steps
+from ghostnet.cli.site_template import ALL, KEYS, TABLES, config_keys, site_text
+from ghostnet.errors import SiteError
+from tests.client.dicom_files import write_hospital
+from tests.client.dicom_files import write_site as write_plain_site
+from tests.plans import tiny_plan_text
+from tests.test_simulate import ghostnet
+
+NEEDED: dict[str, dict[str, object]] = {
+    "dicom": {"data.path": "images", "data.labels": "labels.csv"},
+    "images": {"data.path": "images", "data.labels": "labels.csv", "data.modality": "DX"},
+    "nifti": {"data.path": "images", "data.labels": "labels.csv", "data.modality": "MR"},
+    "npz": {"data.path": "images.npz"},
+    "pacs": {"data.labels": "labels.csv", "pacs.protocol": "dicomweb", "pacs.url": "https://pacs.example/dicom-web"},
+}
+
+
+def answers(kind: str, **more: object) -> dict[str, object]:
+    least = {"name": "north", "state": "state", "data.kind": kind, "policy.max_epsilon": 4.0, "policy.delta": 1e-6}
+    return least | NEEDED[kind] | more
+
+
+def run(folder: Path, *arguments: str, typed: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["init", str(folder), *arguments], input=typed)
+
+
+# --- The template ---
+
+
+def test_every_key_of_site_toml_is_explained_and_no_other() -> None:
+    keys = [key.dotted for key in config_keys()]
+    assert len(keys) == len(set(keys)) > 30
+    assert set(KEYS) == set(keys)
+    assert {key.rpartition(".")[0] for key in keys} == set(TABLES)
+    assert all(len(explained.text) > 4 for explained in KEYS.values())
+    assert set(ALL) == set(get_args(Kind))
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_every_kind_of_site_is_written_with_every_key_and_read_back(kind: str, tmp_path: Path) -> None:
+    write_site(tmp_path / "site.toml", answers(kind))
+    text = (tmp_path / "site.toml").read_text()
+    config = load_site(tmp_path / "site.toml")
+    assert (config.name, config.data.kind, config.policy.max_epsilon) == ("north", kind, 4.0)
+    assert config.state == tmp_path / "state"
+    for key in config_keys():
+        assert re.search(rf"^(# )?{key.dotted.rpartition('.')[2]} = ", text, re.M), key.dotted
+    assert [path.name for path in tmp_path.iterdir()] == ["site.toml"]
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_what_is_shown_as_left_out_is_valid_once_it_is_put_in(kind: str) -> None:
+    lines = site_text(answers(kind)).splitlines()
+    shown = [line.removeprefix("# ") for line in lines if re.match(r"# \w+ = ", line)]
+    for line in shown:
+        assert tomllib.loads(line)
+
+
+def test_a_default_that_is_shown_is_the_default(tmp_path: Path) -> None:
+    write_site(tmp_path / "site.toml", answers("dicom"))
+    full = load_site(tmp_path / "site.toml")
+    (tmp_path / "least").mkdir()
+    least = (
+        'name = "north"\nstate = "../state"\n[data]\nkind = "dicom"\npath = "../images"\nlabels = "../labels.csv"\n'
+        "[policy]\nmax_epsilon = 4.0\ndelta = 1e-6\n"
+    )
+    (tmp_path / "least" / "site.toml").write_text(least)
+    short = load_site(tmp_path / "least" / "site.toml")
+    for part in ("state", "data", "labels", "pacs", "cohort", "deidentify", "policy"):
+        assert getattr(full, part) == getattr(short, part), part
+
+
+def test_any_text_survives_being_written(tmp_path: Path) -> None:
+    path = 'bil"der\\süd [x] # \u2028'
+    write_site(tmp_path / "site.toml", answers("dicom", **{"data.path": path, "labels.map": {'a"b': "c"}}))
+    config = load_site(tmp_path / "site.toml")
+    assert config.data.path == tmp_path / path
+    assert config.labels.map == {'a"b': "c"}
+
+
+# --- init ---
+
+
+def test_a_script_can_give_every_answer(tmp_path: Path) -> None:
+    write_hospital(tmp_path)
+    (tmp_path / "site.toml").unlink()
+    done = run(tmp_path, "--name", "south", "--max-epsilon", "8", "--delta", "1e-5", "--yes")
+    assert done.exit_code == 0, done.output
+    config = load_site(tmp_path / "site.toml")
+    assert (config.data.kind, config.data.path) == ("dicom", tmp_path / "images")
+    assert config.data.labels == tmp_path / "labels.csv"
+    assert "ghostnet site check" in done.stdout.splitlines()[-1]
+
+
+def test_a_person_is_asked_and_may_take_what_is_proposed(tmp_path: Path) -> None:
+    write_hospital(tmp_path)
+    (tmp_path / "site.toml").unlink()
+    done = run(tmp_path, "--test-fraction", "0.25", typed="harbour\n\n\n\n\n\n6.5\n1e-6\n")
+    assert done.exit_code == 0, done.output
+    config = load_site(tmp_path / "site.toml")
+    assert (config.name, config.policy.max_epsilon, config.cohort.test_fraction) == ("harbour", 6.5, 0.25)
+    assert "Kind of data" in done.stderr
+    assert "Share of patients" not in done.output  # what was given is not asked
+
+
+def test_a_table_of_chest_x_rays_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "Data_Entry.csv").write_text("Image Index,Finding Labels,Patient ID\na.png,No Finding,1\n")
+    done = run(tmp_path, "--name", "south", "--max-epsilon", "8", "--delta", "1e-5", "--modality", "DX", "--yes")
+    assert done.exit_code == 0, done.output
+    config = load_site(tmp_path / "site.toml")
+    assert (config.data.kind, config.data.layout, config.data.modality) == ("images", "nih", "DX")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a", bytes(128) + b"DICM" + bytes(16), "dicom"),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(16), "images"),
+        ("a.nii.gz", b"\x1f\x8b\x08" + bytes(16), "nifti"),
+        ("a.npz", b"PK\x03\x04" + bytes(16), "npz"),
+        ("a.txt", b"text", None),
+    ],
+)
+def test_the_kind_is_seen_in_the_files(name: str, content: bytes, kind: str | None, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / name).write_bytes(content)
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    assert kind_of(tmp_path) == kind
+
+
+def test_a_site_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("mine")
+    done = run(tmp_path, "--name", "south", "--yes")
+    assert isinstance(done.exception, SiteError)
+    with pytest.raises(SiteError, match="there already"):
+        write_site(tmp_path / "site.toml", answers("npz"))
+    assert (tmp_path / "site.toml").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--name", "South Hospital"], "name"),
+        (["--name", "south", "--kind", "tape"], "data.kind"),
+        (["--name", "south", "--state", "images/state"], "state lies inside"),
+        (["--name", "south", "--test-fraction", "2"], "cohort.test_fraction"),
+        ([], "--name"),
+    ],
+)
+def test_answers_that_do_not_fit_leave_nothing_behind(arguments: list[str], said: str, tmp_path: Path) -> None:
+    write_hospital(tmp_path)
+    (tmp_path / "site.toml").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    done = run(tmp_path, *arguments, "--max-epsilon", "8", "--delta", "1e-5", "--yes")
+    assert isinstance(done.exception, SiteError)
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert f".{'site.toml'}." not in str(done.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- check ---
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SiteConfig]:
+    folder = tmp_path_factory.mktemp("checked")
+    write_hospital(folder, patients=3, images=2)
+    (folder / "images" / "notes.txt").write_text("no image")
+    config = write_plain_site(
+        folder, deidentify='burned_in = "trust"\ntrusted_modalities = ["CR"]\nmodalities = ["CR"]'
+    )
+    (folder / "plan.toml").write_text(tiny_plan_text(labels='labels = ["normal", "lesion"]'))
+    return folder, config
+
+
+def shown(table: IntakeTable) -> str:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(intake_view(table, site=Path("site.toml"), quarantine=Path("state/quarantine.csv")))
+    return console.export_text()
+
+
+def test_the_table_says_what_was_taken_and_why_the_rest_was_not() -> None:
+    table = IntakeTable(
+        kind="dicom",
+        found=20,
+        taken=12,
+        train_images=10,
+        train_patients=5,
+        held=3,
+        modalities={"CR": 12},
+        syntaxes={"JPEG baseline": 12},
+        labels={"normal": 7, "lesion": 5},
+        images_a_patient={"1": 4, "2-5": 2},
+        quarantined={"HELD": 3, "NO_DECODER": 4, "TIMEOUT": 1},
+        refused=(("ab" * 32, "HELD"),),
+        rows_without_file=2,
+    )
+    text = shown(table)
+    for word in ("JPEG baseline", "lesion", "2-5", "Modality", "quarantine.csv"):
+        assert word in text
+    for code in table.quarantined:
+        assert " ".join(EXPLAINED[Code(code)].split()[:4]) in text
+    for advice in ("ghostnet site review site.toml", "ghostnet doctor", "again", "2 line(s)", "site budget"):
+        assert advice in " ".join(text.split())
+
+
+def test_every_code_can_be_shown() -> None:
+    text = shown(IntakeTable(kind="dicom", found=99, taken=0, quarantined={code.value: 1 for code in Code}))
+    assert all(code.value in text for code in Code)
+    assert "no image to train on" in text
+
+
+def test_nothing_to_do_is_said_in_one_line() -> None:
+    table = IntakeTable(kind="npz", found=3, taken=3, train_images=3)
+    assert len(next_steps(table, site=Path("s.toml"), quarantine=Path("q.csv"))) == 1
+
+
+def test_check_prints_json_and_the_table_of_the_same_intake(checked: tuple[Path, SiteConfig]) -> None:
+    folder, config = checked
+    arguments = ["check", str(folder / "site.toml"), "--plan", str(folder / "plan.toml")]
+    first = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert (first["taken"], first["quarantined"]) == (6, {"NOT_DICOM": 1})
+    assert first["explained"] == {"NOT_DICOM": EXPLAINED[Code.NOT_DICOM]}
+    assert first["quarantine"] == str(config.state / "quarantine.csv")
+    assert first["next"]
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0
+    assert "6" in next(line for line in again.stdout.splitlines() if "from the cache" in line)
+    assert "NOT_DICOM" in again.stdout
+    assert not config.ledger_path.exists()
+
+
+def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
+    folder, _ = checked
+    (folder / "labels.csv").write_text("image,label\nnone.dcm,normal\n")
+    done = ghostnet("site", "check", folder / "site.toml", "--plan", folder / "plan.toml", check=False)
+    assert done.returncode == 5, done.stderr
+    assert "NO_LABEL" in done.stdout
+    assert "Traceback" not in done.stderr
