@@ -1,4 +1,4 @@
-"""The hospital's Flower app: it forwards four requests to the site, and says nothing else.
+"""The hospital's Flower app: it forwards five requests to the site, and says nothing else.
 
 GhostNet's app bundle carries no code: this module is the one that the hospital installed. (A hostile bundle could bring
 a module of the same name; docs/flower.md says how a hospital pins its own.) Whatever goes wrong becomes a fixed
@@ -25,26 +25,35 @@ from ghostnet import protocol
 from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError, SpentError
 from ghostnet.plan import Plan, plan_from_dict
 from ghostnet.progress import Progress, silent
+from ghostnet.secure_sum import MOST_CHARACTERS
 
 MAX_PLAN_CHARACTERS = 100_000
 REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
+_SITES: dict[Path, tuple[tuple[SiteConfig, Progress], Site]] = {}
+
 Handler = Callable[[Site, Plan, str, Message], RecordDict]
 
 
-def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent) -> ClientApp:
+def build_app(
+    *, sites: Sequence[Path] = (), progress: Progress = silent, keep_ledger_open: bool = False
+) -> ClientApp:
     """The ClientApp of a hospital.
 
     Args:
         sites: for simulations alone: the site.toml of each partition. A deployed node names its own in its node
             config (`site="/path/to/site.toml"`), which always wins.
         progress: told where long work is; stays on this machine.
+        keep_ledger_open: between a pooled run's steps. Only where all messages of a hospital come to one long-lived
+            process: Flower's SuperNode starts a new one for each, and Ray chooses among several.
     """
     app = ClientApp()
 
     def answer(message: Message, context: Context, handler: Handler) -> Message:
-        return _answered(message, handler, lambda: _site_of(context, sites), progress)
+        return _answered(
+            message, handler, lambda: _site(_site_of(context, sites), progress, keep_ledger_open=keep_ledger_open)
+        )
 
     @app.query(protocol.JOIN.partition(".")[2])
     def join(message: Message, context: Context) -> Message:
@@ -58,6 +67,10 @@ def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent) -> Cli
     def train(message: Message, context: Context) -> Message:
         return answer(message, context, _train)
 
+    @app.query(protocol.STEP.partition(".")[2])
+    def step(message: Message, context: Context) -> Message:
+        return answer(message, context, _step)
+
     @app.query(protocol.FINISH.partition(".")[2])
     def finish(message: Message, context: Context) -> Message:
         return answer(message, context, _finish)
@@ -67,7 +80,10 @@ def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent) -> Cli
 
 def _join(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
     joined = site.join(plan, run_id, known_head=_text(message, "known-head", limit=64))
-    return _config({"name": joined.name, "public-key": joined.public_key, "ledger-head": joined.ledger_head})
+    said = {"name": joined.name, "public-key": joined.public_key, "ledger-head": joined.ledger_head}
+    if joined.mask_key:
+        said |= {"mask-key": joined.mask_key, "mask-key-signature": joined.mask_key_signature}
+    return _config(said)
 
 
 def _warm_start(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
@@ -76,12 +92,19 @@ def _warm_start(site: Site, plan: Plan, run_id: str, message: Message) -> Record
 
 def _train(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
     server_round = int(message.content.config_records[protocol.CONFIG]["server-round"])  # type: ignore[arg-type]
-    generator = site.train(
+    weights = site.train(
         plan, run_id, server_round, _arrays(message, protocol.ARRAYS), _arrays(message, protocol.PUBLIC)
     )
     return _with_head(
-        site, {protocol.ARRAYS: _record(generator), protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0})}
+        site, {protocol.ARRAYS: _record(weights), protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0})}
     )
+
+
+def _step(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    step = int(message.content.config_records[protocol.CONFIG]["step"])  # type: ignore[arg-type]
+    roster = _text(message, "roster", limit=MOST_CHARACTERS)
+    masked = site.step(plan, run_id, step, _arrays(message, protocol.ARRAYS), roster)
+    return _with_head(site, {protocol.ARRAYS: _record(masked)})
 
 
 def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
@@ -95,13 +118,12 @@ def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict
     return _with_head(site, {protocol.ARRAYS: _record(counts)}, statement=json.dumps(statement))
 
 
-def _answered(message: Message, handler: Handler, open_site: Callable[[], SiteConfig], progress: Progress) -> Message:
+def _answered(message: Message, handler: Handler, open_site: Callable[[], Site]) -> Message:
     correlation_id = secrets.token_hex(4)
     log = logging.getLogger("client")
     try:
-        config = open_site()
-        log = _site_log(config.state / "site.log")
-        site = _site(config, progress)
+        site = open_site()
+        log = _site_log(site.config.state / "site.log")
         plan, run_id = _plan_and_run(message)
         content = handler(site, plan, run_id, message)
         _countersign(site, message)
@@ -146,9 +168,15 @@ def _site_of(context: Context, sites: Sequence[Path]) -> SiteConfig:
     raise SiteError("this node names no hospital; start it with --node-config 'site=\"/path/to/site.toml\"'")
 
 
-@lru_cache(maxsize=256)
-def _site(config: SiteConfig, progress: Progress) -> Site:
-    return Site(config, progress=progress)  # an edited site.toml is another config: its limits hold at once
+def _site(config: SiteConfig, progress: Progress, *, keep_ledger_open: bool) -> Site:
+    """The hospital that this process already plays, unless its site.toml has changed: its limits hold at once."""
+    known = _SITES.get(config.source)
+    if known is None or known[0] != (config, progress):
+        if known is not None:
+            known[1].close()
+        site = Site(config, progress=progress, keep_ledger_open=keep_ledger_open)
+        known = _SITES[config.source] = ((config, progress), site)
+    return known[1]
 
 
 @lru_cache(maxsize=256)

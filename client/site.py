@@ -1,16 +1,17 @@
 """The only door to a hospital's data.
 
-A `Site` answers the four requests of `ghostnet.protocol`. Each answer is charged before the first private read,
+A `Site` answers the five requests of `ghostnet.protocol`. Each answer is charged before the first private read,
 computed by a mechanism, stored, committed to the ledger and only then returned; the same request again gets the same
 bytes, and a request that died half-way is refused for good.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
-from client.policy import check_plan
+from client.masking import RunMasks
+from client.policy import check_coalition, check_patients, check_plan
 from client.replies import read_reply, write_reply
+from client.requests import public_stream, received_classifier, received_mean, run_requests
 from client.secrets import load_or_create_secret
-from ghostnet import protocol, warm_start
+from ghostnet import pooled, protocol, warm_start
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, LedgerError, SpentError
-from ghostnet.models import build_generator
+from ghostnet.models import build_discriminator, build_published
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
 from ghostnet.privacy.claim import plan_events
@@ -36,8 +39,8 @@ from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.privacy.statement import site_statement
 from ghostnet.progress import Progress, silent
 from ghostnet.training import LocalState, train_round
-from ghostnet.utility import classification, classifier
-from ghostnet.weights import Arrays, arrays_sha256, check_arrays, load_arrays, to_arrays
+from ghostnet.utility import classification
+from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
 
 Answer = Callable[[], Arrays]
 SIGNED = "signed_weights"  # beside a stored last answer: the digest that its statement is about; it is not sent
@@ -50,6 +53,8 @@ class Joined:
     name: str
     public_key: str
     ledger_head: str
+    mask_key: str = ""  # pooled: this run's, and the hospital's signature under it
+    mask_key_signature: str = ""
 
 
 class Site:
@@ -58,18 +63,24 @@ class Site:
     Args:
         config: the hospital's site.toml.
         progress: told where long work is; stays on this machine.
+        keep_ledger_open: between the steps of a pooled run; for a process that serves all requests of a run.
 
     Guarantee:
-        Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish` over all runs is
-        together within the ledger's (epsilon, delta). Assumes: this process and its disk are not read by others.
+        Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
+        `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
+        disk are not read by others.
         Not covered: the same patient at another hospital (see certificate.py).
     """
 
-    def __init__(self, config: SiteConfig, *, progress: Progress = silent) -> None:
+    def __init__(
+        self, config: SiteConfig, *, progress: Progress = silent, keep_ledger_open: bool = False
+    ) -> None:
         self.config = config
+        self._keep_ledger_open = keep_ledger_open
         self._progress = progress
         self._entropy = SystemEntropy()
         self._loaded: tuple[ImageSpec, Cohorts] | None = None
+        self._held: Ledger | None = None
 
     def prepare(self, image: ImageSpec) -> Cohorts:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
@@ -85,6 +96,12 @@ class Site:
             self._loaded = (image, self._take_in(image, strict=False))
         return self._loaded[1]
 
+    def _train_patients(self, plan: Plan) -> Cohort:
+        """The training patients, of whom there may not be more than the plan is accounted for."""
+        train = self._cohorts(plan.image).train
+        check_patients(train.patients, plan)
+        return train
+
     def _take_in(self, image: ImageSpec, *, strict: bool) -> Cohorts:
         secret = load_or_create_secret(self.config.state / "secret.key")
         return load_cohorts(self.config, image, secret, self._progress, strict=strict)
@@ -95,11 +112,15 @@ class Site:
         Raises:
             PolicyError, BudgetError, LedgerError: the hospital does not take part; nothing private was read.
         """
+        self.close()
         with self._ledger() as ledger:
             ledger.check_not_rolled_back(known_head)
             self._reserve(ledger, plan, run_id)
-            head = ledger.head()
-        return Joined(name=self.config.name, public_key=keys.public_hex(self._key), ledger_head=head)
+            joined = Joined(name=self.config.name, public_key=keys.public_hex(self._key), ledger_head=ledger.head())
+            if not plan.federation.is_pooled:
+                return joined
+            member = self._masks(plan, run_id).member()
+            return dataclasses.replace(joined, mask_key=member.mask_key, mask_key_signature=member.signature)
 
     def warm_start(self, plan: Plan, run_id: str) -> Arrays:
         """One noised sum of per-patient embeddings: {"noised_sum": float32 (D,)}.
@@ -110,7 +131,7 @@ class Site:
         """
 
         def answer() -> Arrays:
-            vectors = warm_start.patient_embeddings(self._cohorts(plan.image).train, plan)  # (p, D)
+            vectors = warm_start.iter_patient_embeddings(self._train_patients(plan), plan)  # (some p, D) each
             noised = releases.noisy_sum(
                 vectors, norm_bound=1.0, noise_multiplier=plan.warm_start.noise_multiplier, entropy=self._entropy
             )
@@ -118,54 +139,105 @@ class Site:
 
         return self._release(plan, run_id, "warm_start", lambda: answer)
 
-    def train(self, plan: Plan, run_id: str, server_round: int, generator: Arrays, released_mean: Arrays) -> Arrays:
+    def train(self, plan: Plan, run_id: str, server_round: int, weights: Arrays, released_mean: Arrays) -> Arrays:
         """One round of patient-level DP-SGD on the hospital's discriminator; returns the generator's moving average.
+
+        With `share = "gan"` the discriminator comes from the coordinator and goes back too: it has learned from noised
+        sums alone. Adam's moments of both networks stay here and go on from round to round.
 
         Args:
             plan: the run's plan.
             run_id: the run that `join` reserved.
             server_round: 1-based; each round is answered once.
-            generator: weights of the global generator.
+            weights: of the global generator, and of the discriminator where it is shared.
             released_mean: {"released_mean": (D,)}, or nothing when the plan has no warm start.
 
         Guarantee:
             Unit: patient, add/remove one. Sensitivity: clip_norm a step. Assumes: Poisson sampling with rate q.
             The generator sees the data only through the noised discriminator (post-processing).
         """
-        if not 1 <= server_round <= plan.federation.rounds:
+        shared = plan.federation.share == "gan"
+        if plan.federation.is_pooled or not 1 <= server_round <= plan.federation.rounds:
             raise LedgerError(
                 f"round {server_round} is not one of the plan's {plan.federation.rounds} rounds; ask for those"
             )
 
         def receive() -> Answer:
             state = LocalState(plan)
+            generator, discriminator = split_pair(weights) if shared else (weights, {})
             load_arrays(state.generator, generator)
-            mean = _received_mean(plan, released_mean)
+            if shared:
+                load_arrays(state.discriminator, discriminator)
+            mean = received_mean(plan, released_mean)
             return lambda: answer(state, mean)
 
         def answer(state: LocalState, mean: torch.Tensor | None) -> Arrays:
             kept = self._run_folder(run_id) / "local_state.safetensors"
             if kept.exists():
+                received = join_pair(state.generator, state.discriminator)
                 state.load_state(kept)
+                if shared:  # the moments are this hospital's, the weights the federation's
+                    load_arrays(state.discriminator, split_pair(received)[1])
             first_step = sum(plan.round_steps(number) for number in range(1, server_round))
             train_round(
                 state.generator,
                 state.discriminator,
                 state.optimizers,
-                self._cohorts(plan.image).train,
-                plan,
+                self._train_patients(plan),
+                warm_start.with_released_prior(plan, mean),
                 first_step=first_step,
                 steps=plan.round_steps(server_round),
                 released_mean=mean,
                 entropy=self._entropy,
                 progress=self._progress,
-                public_stream=_public_stream(self.config.name),
+                public_stream=public_stream(self.config.name),
             )
             state.step = first_step + plan.round_steps(server_round)
             state.save_state(kept)
-            return to_arrays(state.generator)
+            return join_pair(state.generator, state.discriminator if shared else None)
 
         return self._release(plan, run_id, f"round-{server_round}", receive)
+
+    def step(self, plan: Plan, run_id: str, step: int, discriminator: Arrays, roster: str) -> Arrays:
+        """One step of a pooled run: this hospital's noised sum under masks, {"masked_sum": int64 (d,)}.
+
+        The masks of a step are used for one value: the ledger lets a step begin once, and a repeated request gets the
+        stored bytes. Only the newest answer is kept; the coordinator asks for a step when it has the one before.
+
+        Args:
+            plan: the run's plan, with `share = "pooled"`.
+            run_id: the run that `join` reserved.
+            step: 1-based.
+            discriminator: weights that the gradients are taken at.
+            roster: the run's hospitals and their mask keys; pinned at the first step.
+
+        Guarantee:
+            Unit: patient, add/remove one. In the sum of all hospitals: the sampled Gaussian mechanism (q, sigma). To
+            the coordinator together with all other hospitals: (q, sigma / sqrt(n)), bounded over all runs by
+            [policy].max_coalition_epsilon. To the coordinator alone the masked sum is uniform (`client.masking`).
+        """
+        if not plan.federation.is_pooled or not 1 <= step <= plan.privacy.steps:
+            raise LedgerError(f"step {step} is not one of a pooled plan's {plan.privacy.steps} steps; ask for those")
+
+        def receive() -> Answer:
+            masks = self._masks(plan, run_id).masks(roster)
+            network = build_discriminator(plan)
+            load_arrays(network, discriminator)
+
+            def answer() -> Arrays:
+                share = pooled.noised_share(network, self._train_patients(plan), plan, entropy=self._entropy)
+                return {protocol.MASKED_SUM: masks.masked(share, request)}
+
+            return answer
+
+        request = f"step-{step}"
+        if self._keep_ledger_open and self._held is None:
+            self._held = Ledger.open(self.config.ledger_path, site=self.config.name)
+        answered = self._release(plan, run_id, request, receive)
+        for older in self._run_folder(run_id).glob("step-*.safetensors"):
+            if older.stem != request:
+                older.unlink()
+        return answered
 
     def finish(
         self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, weights_sha256: str
@@ -191,10 +263,10 @@ class Site:
         bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
         def receive() -> Answer:
-            load_arrays(build_generator(plan), generator)
+            load_arrays(build_published(plan, plan.federation.checkpoints), generator)
             if plan.utility.noise_multiplier == 0:
                 return lambda: dict(bound)
-            model, edges = _received_classifier(plan, public)
+            model, edges = received_classifier(plan, public)
             return lambda: answer(model, edges)
 
         def answer(model: torch.nn.Module, edges: torch.Tensor | None) -> Arrays:
@@ -214,7 +286,9 @@ class Site:
             released = dict(bound)  # the counts died with an earlier attempt; the statement reads no patient
         if not np.array_equal(released.pop(SIGNED), bound[SIGNED]):
             raise LedgerError("this run's statement was signed for other weights; a run publishes one sampler")
-        return released, self._statement(plan, run_id, weights_sha256)
+        statement = self._statement(plan, run_id, weights_sha256)
+        self.close()
+        return released, statement
 
     def countersign(self, head: str, server_public_key: str, signature: str) -> None:
         """Keeps the coordinator's signature under a ledger head, as a witness against a restored old copy."""
@@ -228,8 +302,34 @@ class Site:
         with self._ledger() as ledger:
             return ledger.head()
 
-    def _ledger(self) -> Ledger:
-        return Ledger.open(self.config.ledger_path, site=self.config.name)
+    def close(self) -> None:
+        """Lets go of the ledger where a pooled run keeps it open between its steps."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    @contextmanager
+    def _ledger(self) -> Iterator[Ledger]:
+        """The open ledger. Opening re-checks its whole chain: too long, in the end, for each of thousands of steps."""
+        if self._held is None:
+            with Ledger.open(self.config.ledger_path, site=self.config.name) as ledger:
+                yield ledger
+            return
+        try:
+            yield self._held
+        except BaseException:
+            self.close()
+            raise
+
+    def _masks(self, plan: Plan, run_id: str) -> RunMasks:
+        return RunMasks(
+            self._run_folder(run_id),
+            plan=plan,
+            run_id=run_id,
+            site=self.config.name,
+            signing_key=self._key,
+            peers=self.config.policy.peers,
+        )
 
     def _reserve(self, ledger: Ledger, plan: Plan, run_id: str) -> None:
         """Every request comes through here: the hospital's limits first, then the whole run's charge, once.
@@ -237,13 +337,15 @@ class Site:
         For a run that is charged already the ledger checks that the plan is still the same.
         """
         check_plan(plan, self.config.policy)
+        events = plan_events(plan)
+        check_coalition(ledger.events(besides=run_id) + events, self.config.policy)
         ledger.reserve(
             run_id=run_id,
             plan_hash=plan.hash(),
-            events=plan_events(plan),
+            events=events,
             epsilon=self.config.policy.max_epsilon,
             delta=self.config.policy.delta,
-            requests=_requests(plan),
+            requests=run_requests(plan),
         )
 
     def _release(self, plan: Plan, run_id: str, request: str, receive: Callable[[], Answer]) -> Arrays:
@@ -273,6 +375,11 @@ class Site:
         return arrays
 
     def _statement(self, plan: Plan, run_id: str, weights_sha256: str) -> dict[str, object]:
+        masked_with: dict[str, str] = {}
+        if plan.federation.is_pooled:
+            masks = self._masks(plan, run_id)
+            masked_with = masks.words()
+            masks.forget_key()
         return site_statement(
             site=self.config.name,
             run_id=run_id,
@@ -280,6 +387,7 @@ class Site:
             weights_sha256=weights_sha256,
             ledger_head=self.ledger_head(),
             key=self._key,
+            masked_with=masked_with,
         )
 
     def _write_own_report(self, plan: Plan, run_id: str, model: torch.nn.Module, test: Cohort) -> None:
@@ -301,43 +409,3 @@ class Site:
         folder = self.config.state / "runs" / run_id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
-
-
-def _public_stream(name: str) -> int:
-    """A public number of this hospital, so that two hospitals draw different fakes."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-
-
-def _requests(plan: Plan) -> tuple[str, ...]:
-    """Everything that a run of this plan may ask of the patients, each once."""
-    first = ("warm_start",) if plan.warm_start.noise_multiplier > 0 else ()
-    rounds = tuple(f"round-{number}" for number in range(1, plan.federation.rounds + 1))
-    return (*first, *rounds, "finish")
-
-
-def _received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor | None:
-    """The coordinator's released mean; None where the plan has no warm start."""
-    if plan.warm_start.noise_multiplier == 0:
-        return None
-    expected = {protocol.RELEASED_MEAN: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
-    check_arrays(arrays, expected)
-    mean = torch.from_numpy(np.array(arrays[protocol.RELEASED_MEAN]))
-    warm_start.class_means(mean, plan)
-    return mean
-
-
-def _received_classifier(plan: Plan, public: Mapping[str, np.ndarray]) -> tuple[torch.nn.Module, torch.Tensor | None]:
-    """The coordinator's classifier and score edges, of exactly the plan's shape: the answer's size must not vary."""
-    weights = {
-        name.removeprefix(protocol.CLASSIFIER): array
-        for name, array in public.items()
-        if name.startswith(protocol.CLASSIFIER)
-    }
-    classes = len(plan.image.labels)
-    model = classifier.build_classifier(channels=plan.image.channels, classes=classes)
-    load_arrays(model, weights)
-    if classes != 2:
-        return model, None
-    expected = {protocol.SCORE_EDGES: np.zeros(plan.utility.bins - 1, dtype=np.float32)}
-    check_arrays({name: public[name] for name in expected if name in public}, expected)
-    return model, torch.from_numpy(public[protocol.SCORE_EDGES])

@@ -1,14 +1,15 @@
 """What a coordinator may ask of a hospital, and the names in the messages that carry it.
 
-The coordinator can only ask for these four things. Each answer consists of released values only: a ledger head, a
-noised sum, generator weights, noised counts, and a signed statement.
+The coordinator can only ask for these five things. Each answer consists of released values only: a ledger head, a
+noised sum, weights that were trained under noise, a masked sum, noised counts, and a signed statement.
 """
 
 from __future__ import annotations
 
 JOIN = "query.join"  # the plan -> the hospital reserves the whole run's cost and answers with its ledger head
 WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
-TRAIN = "train"  # generator weights, released mean -> generator weights after local DP-SGD
+TRAIN = "train"  # weights, released mean -> weights after local DP-SGD; the discriminator's too where it is shared
+STEP = "query.step"  # pooled: discriminator weights, step, roster -> one masked sum over the patients
 FINISH = "query.finish"  # final generator, classifier -> noised counts and the hospital's signed statement
 
 ARRAYS = "arrays"  # the values released, or the model to start from
@@ -18,6 +19,8 @@ METRICS = "metrics"  # one constant: Flower's averaging wants a weight, and a tr
 WEIGHT = "weight"
 
 NOISED_SUM = "noised_sum"
+MASKED_SUM = "masked_sum"  # int64, uniform to whoever lacks a mask
+DISCRIMINATOR = "discriminator."  # prefix of a shared discriminator's weights beside the generator's
 NOISED_COUNTS = "noised_counts"
 RELEASED_MEAN = "released_mean"
 CLASSIFIER = "classifier."  # prefix of a classifier's weights among public arrays

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 import torch
+from numpy.typing import DTypeLike
 from torch import nn
 
 from ghostnet.errors import FederationError
+from ghostnet.protocol import DISCRIMINATOR
 
 Arrays = dict[str, np.ndarray]
 """Named arrays: weights, or any other values that cross between the parties."""
@@ -49,8 +51,22 @@ def load_arrays(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             tensor.copy_(torch.from_numpy(np.array(arrays[name])))  # a copy: a received array may be read-only
 
 
+def join_pair(generator: nn.Module, discriminator: nn.Module | None) -> Arrays:
+    """The weights that a federation averages: the generator's, and the discriminator's where it is shared."""
+    arrays = to_arrays(generator)
+    shared = {} if discriminator is None else to_arrays(discriminator)
+    return {**arrays, **{f"{DISCRIMINATOR}{name}": array for name, array in shared.items()}}
+
+
+def split_pair(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+    """(generator's weights, discriminator's weights) of what `join_pair` gave."""
+    shared = {name for name in arrays if name.startswith(DISCRIMINATOR)}
+    generator = {name: array for name, array in arrays.items() if name not in shared}
+    return generator, {name.removeprefix(DISCRIMINATOR): arrays[name] for name in sorted(shared)}
+
+
 def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    """Refuses arrays whose names, shapes or types are not those of `expected`, or that are not finite.
+    """Refuses arrays whose names, shapes or types (float32, or int64) are not those of `expected`, or not finite.
 
     Raises:
         FederationError: names the first that does not fit.
@@ -58,7 +74,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
     if set(arrays) != set(expected):
         raise FederationError(f"an answer has {len(arrays)} arrays where {len(expected)} were asked for")
     for name, wanted in expected.items():
-        _check_array(name, arrays[name], wanted.shape)
+        _check_array(name, arrays[name], wanted.shape, wanted.dtype)
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -75,10 +91,11 @@ def _exchanged(module: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v for k, v in module.state_dict().items() if not k.endswith(_NOT_EXCHANGED)}
 
 
-def _check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
         given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise FederationError(f"weights {name} are {given}, not a float32 array; send them with weights.to_arrays")
+        wanted = np.dtype(dtype).name
+        raise FederationError(f"weights {name} are {given}, not a {wanted} array; send them with weights.to_arrays")
     if array.shape != shape:
         raise FederationError(f"weights {name} have shape {array.shape}, the plan's network {shape}; check the plan")
     if not np.isfinite(array).all():

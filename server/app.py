@@ -19,17 +19,20 @@ from flwr.serverapp import Grid, ServerApp
 
 from ghostnet import protocol, warm_start
 from ghostnet.errors import FederationError
-from ghostnet.models import build_generator
+from ghostnet.models import Mixture, build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.claim import resolve
 from ghostnet.progress import Progress, silent
+from ghostnet.public_images import PublicImages, fit_public, load_public
 from ghostnet.utility import classification
 from ghostnet.utility.synthetic import train_on_synthetic
-from ghostnet.weights import Arrays, arrays_sha256, load_arrays, to_arrays
+from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair, to_arrays
 from server.checkpoint import Checkpoint
+from server.conversation import Conversation, Hospital, from_record, sum_replies, to_record
+from server.pooled import train_pooled
 from server.publish import Outcome, publish
-from server.strategy import Conversation, EqualAverage, Hospital, from_record, sum_replies, to_record
+from server.strategy import CheckedStrategy
 
 
 def build_app(
@@ -53,12 +56,21 @@ def build_app(
         expected = len([part for part in str(config.get("sites", "")).split(",") if part])
         plan = resolve(load_plan(Path(plan_path)))
         checkpoint = Checkpoint.open(Path(out), plan, resume=bool(config.get("resume", False)))
-        coordinate(grid, plan, checkpoint, expected=expected, progress=progress)
+        public = load_public(plan, Path(plan_path).parent) if plan.warm_start.public else None
+        coordinate(grid, plan, checkpoint, expected=expected, public=public, progress=progress)
 
     return app
 
 
-def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int, progress: Progress) -> None:
+def coordinate(
+    grid: Grid,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    expected: int,
+    public: PublicImages | None = None,
+    progress: Progress,
+) -> None:
     """Runs one federation from joining to the published sampler.
 
     Args:
@@ -66,6 +78,7 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         plan: the resolved plan.
         checkpoint: what an earlier attempt already has.
         expected: hospitals to wait for before asking them to join.
+        public: images that the generator starts from, where the plan names some.
         progress: told where the run is.
 
     Raises:
@@ -75,30 +88,35 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
 
     # Join: each hospital checks the plan against its own limits and reserves the whole run's cost.
     progress("hospitals join", 0, 1)
-    conversation.join(max(expected, plan.federation.min_hospitals))
+    conversation.join(max(expected, plan.federation.least_hospitals))
     checkpoint.note(conversation.hospitals.values())
     progress("hospitals join", 1, 1)
 
     # Round 0: one noised sum of embeddings from each; the generator is fitted to their mean.
     torch.manual_seed(plan.seed)
     generator = build_generator(plan)
-    if "generator" in checkpoint.arrays:
-        load_arrays(generator, checkpoint.arrays["generator"])
+    if checkpoint.weights:
+        load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:
         released_mean = _warm_start(conversation, plan)
         with checkpoint.timed("fit the warm start"):
+            if public is not None:
+                fit_public(generator, public, plan, progress)
             warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
         checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
         checkpoint.note(conversation.hospitals.values())  # who contributed, before what they contributed to
         checkpoint.save_round(0, to_arrays(generator))
 
-    # Adversarial rounds: generators out, locally trained generators back, averaged.
-    _train(conversation, plan, generator, checkpoint, progress)
+    # Adversarial rounds: weights out, locally trained weights back, combined; or, pooled, one sum a step.
+    train = train_pooled if plan.federation.is_pooled else _train
+    train(conversation, plan, generator, checkpoint, progress)
 
     # Finish: usefulness as noised counts, and a signed statement from each hospital.
+    generator = _published(generator, plan, checkpoint)
     final = to_arrays(generator)
+    drawn = warm_start.with_released_prior(plan, _released_mean(checkpoint))  # as the sampler draws
     with checkpoint.timed("train the report's classifier"):
-        classifier, edges = _classifier(generator, plan, progress)
+        classifier, edges = _classifier(generator, drawn, progress)
     noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
     checkpoint.note(conversation.hospitals.values())
     _require_all_signed(conversation, checkpoint)
@@ -106,6 +124,8 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
         plan=plan,
         run_id=checkpoint.run_id,
         generator=generator,
+        label_prior=drawn.image.label_prior,
+        public=public,
         hospitals=list(conversation.hospitals.values()),
         noisy_counts=noisy_counts,
         counted=counted,
@@ -115,6 +135,22 @@ def coordinate(grid: Grid, plan: Plan, checkpoint: Checkpoint, *, expected: int,
     )
     publish(outcome, checkpoint.out, progress)
     checkpoint.finish()
+
+
+def _published(generator: torch.nn.Module, plan: Plan, checkpoint: Checkpoint) -> torch.nn.Module:
+    """The last generator or, where the plan asks for it, a mixture of those of the last rounds."""
+    kept = checkpoint.kept_members()
+    if not kept:
+        return generator
+    members = [build_generator(plan) for _ in kept]
+    for member, arrays in zip(members, kept, strict=True):
+        load_arrays(member, arrays)
+    return Mixture(members)
+
+
+def _released_mean(checkpoint: Checkpoint) -> torch.Tensor | None:
+    released = checkpoint.arrays.get("released", {}).get(protocol.RELEASED_MEAN)
+    return None if released is None else torch.from_numpy(np.array(released))
 
 
 def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:
@@ -133,25 +169,34 @@ def _train(
     rounds_left = plan.federation.rounds - rounds_done
     if rounds_left <= 0:
         return
-    initial = to_arrays(generator)
-    strategy = EqualAverage(conversation, checkpoint.arrays.get("released", {}), rounds_done)
+    discriminator = build_discriminator(plan) if plan.federation.share == "gan" else None
+    if discriminator is not None and (kept := split_pair(checkpoint.weights)[1]):
+        load_arrays(discriminator, kept)
+    strategy = CheckedStrategy(
+        conversation,
+        checkpoint.arrays.get("released", {}),
+        rounds_done,
+        statistics=[name for name, _ in generator.named_buffers()],
+        optimizer_state=checkpoint.optimizer,
+    )
 
     def keep(server_round: int, arrays: object) -> MetricRecord | None:
         if server_round:
             checkpoint.note(conversation.hospitals.values())
-            checkpoint.save_round(server_round + rounds_done, from_record(arrays))  # type: ignore[arg-type]
+            weights = from_record(arrays)  # type: ignore[arg-type]
+            checkpoint.save_round(server_round + rounds_done, weights, strategy.optimizer_state())
         progress("rounds", server_round + rounds_done, plan.federation.rounds)
         return None
 
     result = strategy.start(
         grid=conversation.grid,
-        initial_arrays=to_record(initial),
+        initial_arrays=to_record(join_pair(generator, discriminator)),
         num_rounds=rounds_left,
         timeout=plan.federation.round_timeout_s,
         train_config=ConfigRecord(),
         evaluate_fn=keep,
     )
-    load_arrays(generator, from_record(result.arrays))
+    load_arrays(generator, split_pair(from_record(result.arrays))[0])
 
 
 def _classifier(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
@@ -23,8 +24,12 @@ from safetensors.numpy import load_file, save_file
 from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
-from ghostnet.weights import Arrays
-from server.strategy import Hospital, Known, Timing
+from ghostnet.weights import Arrays, split_pair
+from server.conversation import Hospital, Known, Timing
+
+_ROUND, _NUMBER = "round", "rounds_done"
+_MEMBER = "member-"
+_WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 
 
 @dataclass
@@ -34,13 +39,17 @@ class Checkpoint:
     out: Path
     run_id: str
     plan_hash: str
+    members: int = 1  # generators of so many last rounds that are kept, to be published together
     rounds_done: int = 0
     finished: bool = False
     known: dict[str, Known] = field(default_factory=dict)
     contributors: list[str] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     server_s: dict[str, float] = field(default_factory=dict)
+    roster: str = ""  # pooled: the hospitals of this run with their mask keys, as they all have it
     arrays: dict[str, Arrays] = field(default_factory=dict)
+    weights: Arrays = field(default_factory=dict)
+    optimizer: Arrays = field(default_factory=dict)
 
     @classmethod
     def open(cls, out: Path, plan: Plan, *, resume: bool) -> Checkpoint:
@@ -54,7 +63,9 @@ class Checkpoint:
         if record.exists():
             return cls._load(out, json.loads(record.read_text()), plan)
         (out / "server").mkdir(parents=True, exist_ok=True)
-        checkpoint = cls(out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash())
+        checkpoint = cls(
+            out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash(), members=plan.federation.checkpoints
+        )
         _write(out / "plan.toml", tomli_w.dumps(plan.to_dict()))
         checkpoint._write_record()
         return checkpoint
@@ -68,6 +79,7 @@ class Checkpoint:
         checkpoint = cls(out=out, timings=timings, known=known, **record)  # type: ignore[arg-type]
         for path in (out / "server").glob("*.safetensors"):
             checkpoint.arrays[path.stem] = load_file(path)
+        checkpoint._take_round(checkpoint.arrays.pop(_ROUND, {}))
         return checkpoint
 
     @property
@@ -84,10 +96,34 @@ class Checkpoint:
             os.fsync(file.fileno())
         path.with_suffix(".tmp").replace(path)
 
-    def save_round(self, rounds_done: int, generator: Arrays) -> None:
-        """Keeps the generator after a round, then the round's number: a crash in between repeats a round at worst."""
-        self.save("generator", generator)
-        self.rounds_done = rounds_done
+    def save_round(self, rounds_done: int, weights: Arrays, optimizer: Arrays | None = None) -> None:
+        """Keeps what a round left: weights, the server optimiser's moments and the round's number, in one file.
+
+        A crash leaves the round before or this one, never new weights with old moments.
+        """
+        parts = {_WEIGHTS: weights, _OPTIMIZER: optimizer or {}}
+        kept = {f"{part}{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        self.save(_ROUND, {**kept, _NUMBER: np.array([rounds_done], dtype=np.int64)})
+        self._take_round(self.arrays.pop(_ROUND))
+        if self.members > 1 and rounds_done:
+            self.save(f"{_MEMBER}{rounds_done % self.members}", split_pair(weights)[0])
+        self._write_record()
+
+    def kept_members(self) -> list[Arrays]:
+        """Generators of the last rounds, as many as are to be published together; none where one is."""
+        return [self.arrays[name] for name in sorted(self.arrays) if name.startswith(_MEMBER)]
+
+    def _take_round(self, kept: Arrays) -> None:
+        if kept:
+            self.rounds_done = int(kept[_NUMBER][0])
+            self.weights, self.optimizer = (
+                {name.removeprefix(part): array for name, array in kept.items() if name.startswith(part)}
+                for part in (_WEIGHTS, _OPTIMIZER)
+            )
+
+    def note_roster(self, text: str) -> None:
+        """Keeps a pooled run's roster: it must be the same at every hospital and in every attempt."""
+        self.roster = text
         self._write_record()
 
     def note(self, hospitals: Iterable[Hospital]) -> None:
@@ -114,12 +150,14 @@ class Checkpoint:
         record = {
             "run_id": self.run_id,
             "plan_hash": self.plan_hash,
+            "members": self.members,
             "rounds_done": self.rounds_done,
             "finished": self.finished,
             "known": {name: dataclasses.asdict(known) for name, known in self.known.items()},
             "contributors": self.contributors,
             "timings": [dataclasses.asdict(timing) for timing in self.timings],
             "server_s": self.server_s,
+            "roster": self.roster,
         }
         _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")
 

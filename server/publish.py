@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import certificate, keys
-from ghostnet.privacy.claim import claim
+from ghostnet.privacy.claim import Claim, claim
 from ghostnet.privacy.statement import NOT_COVERED
 from ghostnet.progress import Progress
+from ghostnet.public_images import PublicImages
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler import Sampler, write_sampler
 from ghostnet.utility import classification
-from server.strategy import Hospital, Timing
+from server.conversation import Hospital, Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Outcome:
     plan: Plan
     run_id: str
     generator: torch.nn.Module
+    label_prior: tuple[float, ...]  # that the sampler draws: the plan's, or the one that was released
+    public: PublicImages | None  # that the generator started from
     hospitals: list[Hospital]
     noisy_counts: np.ndarray | None
     counted: int
@@ -45,7 +48,9 @@ def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
     progress("publish", 0, 2)
     staged = out / "sampler.tmp"
     shutil.rmtree(staged, ignore_errors=True)
-    hashes = write_sampler(staged, outcome.generator, outcome.plan, run_id=outcome.run_id)
+    hashes = write_sampler(
+        staged, outcome.generator, outcome.plan, run_id=outcome.run_id, label_prior=outcome.label_prior
+    )
     bound = {"config.json", "model.safetensors"}
     document = certificate.build_certificate(
         plan=outcome.plan,
@@ -55,6 +60,7 @@ def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
         statements=[hospital.statement for hospital in outcome.hospitals if hospital.statement is not None],
         server_key=outcome.key,
         other_files={file.name: certificate.file_sha256(file) for file in staged.iterdir() if file.name not in bound},
+        public_images=outcome.public and {"source": outcome.public.source, "sha256": outcome.public.sha256},
     )
     certificate.write_certificate(staged, document)
     _require_verified(staged, outcome)
@@ -88,6 +94,7 @@ def report(outcome: Outcome) -> dict[str, object]:
             "delta": promised.delta,
             "unit": promised.unit,
             "adjacency": promised.adjacency,
+            **_coalition(plan, promised),
             "sites": [
                 {
                     "name": hospital.name,
@@ -99,6 +106,12 @@ def report(outcome: Outcome) -> dict[str, object]:
             ],
             "not_covered": list(NOT_COVERED),
         },
+        "federation": {
+            "share": plan.federation.share,
+            "server_optimizer": None if plan.federation.is_pooled else plan.federation.server_optimizer,
+            "weights": {entry.hospital: entry.weight for entry in plan.federation.weights} or "equal",
+            "hospitals": len(outcome.hospitals),
+        },
         "utility": _utility(outcome),
         "fidelity": {},
         "timing": {
@@ -107,6 +120,16 @@ def report(outcome: Outcome) -> dict[str, object]:
             "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
+    }
+
+
+def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
+    """What those who know a part of a pooled run's noise could learn."""
+    if not plan.federation.is_pooled:
+        return {}
+    return {
+        "epsilon_coalition": promised.epsilon_pld_coalition,
+        "epsilon_other_hospital": promised.epsilon_pld_other_hospital,
     }
 
 

@@ -1,224 +1,58 @@
-"""How the coordinator talks to hospitals and combines what they return.
+"""How the coordinator combines the weights that hospitals return: Flower's strategies behind one set of checks.
 
-It sees released values only. Nothing that arrives is trusted: names, shapes, types and finiteness are checked before
-anything is averaged, every hospital weighs the same, and the number of hospitals comes from who answered.
+Nothing that arrives is trusted: names, shapes, types and finiteness are checked before anything is combined, and a
+hospital's weight comes from the plan, never from its reply.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg
 
 from ghostnet import protocol
 from ghostnet.errors import FederationError
-from ghostnet.plan import Plan
-from ghostnet.privacy import keys
+from ghostnet.federation import FederationSpec
 from ghostnet.weights import Arrays, check_arrays
+from server.conversation import Conversation, from_record, to_record
 
-NODE_WAIT_S = 120.0
-
-
-@dataclass
-class Hospital:
-    """What the coordinator knows of a hospital that joined."""
-
-    name: str
-    node_id: int
-    public_key: str
-    ledger_head: str
-    answered: list[str] = field(default_factory=list)
-    statement: dict[str, object] | None = None
+FEDADAM_BETA_2 = 0.99  # and tau = 1e-3: the values of Reddi et al. 2021, and Flower's own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What is remembered of a hospital between attempts: its key, and the last ledger head that it showed."""
-
-    public_key: str
-    ledger_head: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Wall time of one phase, and of its slowest hospital as its reply's own clock tells."""
-
-    phase: str
-    round: int
-    wall_s: float
-    slowest_client_s: float
-
-
-class Conversation:
-    """One run's requests and checked replies, over any Flower `Grid`.
+class CheckedStrategy(FedAvg):
+    """The plan's server optimiser over checked replies.
 
     Args:
-        grid: Flower's grid: in-process, Ray or deployed.
-        plan: the resolved plan.
-        run_id: 32 hexadecimal digits.
-        key: the coordinator's signing key; it countersigns every ledger head that it is shown.
-        known: what an earlier attempt of this run saw of each hospital, by name.
-        timings: every phase's times are added to it.
+        conversation: the run's requests and hospitals.
+        public: arrays sent beside the weights, the released mean.
+        rounds_done: rounds that an earlier attempt of this run finished.
+        statistics: names among the weights that are no parameters (a BatchNorm's running variance): always averaged,
+            since momentum could carry a variance below zero.
+        optimizer_state: what `optimizer_state` gave after the last of those rounds.
     """
 
     def __init__(
         self,
-        grid: Grid,
-        plan: Plan,
-        run_id: str,
-        key: Ed25519PrivateKey,
-        known: Mapping[str, Known],
-        timings: list[Timing],
+        conversation: Conversation,
+        public: Arrays,
+        rounds_done: int,
+        *,
+        statistics: Iterable[str] = (),
+        optimizer_state: Arrays | None = None,
     ) -> None:
-        self.grid, self.plan, self.run_id = grid, plan, run_id
-        self.hospitals: dict[int, Hospital] = {}
-        self.timings = timings
-        self._key, self._known = key, known
-        self.spent: list[str] = []
-
-    def join(self, expected: int) -> None:
-        """Asks every connected node to take part; keeps those that do.
-
-        Raises:
-            FederationError: fewer than the plan's `min_hospitals` joined, or two use one name.
-        """
-        node_ids = wait_for_nodes(self.grid, expected)
-        refused: list[str] = []
-        for reply in self.ask(protocol.JOIN, node_ids, refused=refused):
-            config = reply.content.config_records[protocol.CONFIG]
-            hospital = Hospital(
-                name=str(config["name"]),
-                node_id=reply.metadata.src_node_id,
-                public_key=str(config["public-key"]),
-                ledger_head=str(config["ledger-head"]),
-            )
-            if any(hospital.name == other.name for other in self.hospitals.values()):
-                raise FederationError(
-                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
-                )
-            before = self._known.get(hospital.name)
-            if before is not None and before.public_key != hospital.public_key:
-                log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
-                continue
-            # An earlier attempt's head goes out with the next request: the hospital checks that it still has it.
-            hospital.ledger_head = before.ledger_head if before is not None else hospital.ledger_head
-            self.hospitals[hospital.node_id] = hospital
-        self.require(len(self.hospitals), "joined", refused)
-
-    def ask(
-        self,
-        kind: str,
-        node_ids: Iterable[int],
-        *,
-        config: Mapping[str, str | int] | None = None,
-        arrays: Mapping[str, Arrays] | None = None,
-        refused: list[str] | None = None,
-    ) -> list[Message]:
-        """Sends one request to the nodes and returns the replies that carry content.
-
-        Error replies are logged, and their reasons appended to `refused`; they are fixed sentences by contract.
-        """
-        records = {name: to_record(values) for name, values in (arrays or {}).items()}
-        messages = [
-            Message(
-                RecordDict({**records, protocol.CONFIG: ConfigRecord(self.config(node_id, config))}),
-                dst_node_id=node_id,
-                message_type=kind,
-                ttl=self.plan.federation.round_timeout_s,
-            )
-            for node_id in node_ids
-        ]
-        started = time.time()
-        replies = list(self.grid.send_and_receive(messages, timeout=self.plan.federation.round_timeout_s))
-        return self.sort_replies(replies, kind, started, refused)
-
-    def sort_replies(
-        self,
-        replies: Iterable[Message],
-        kind: str,
-        started: float,
-        refused: list[str] | None = None,
-        *,
-        number: int = 0,
-    ) -> list[Message]:
-        """Splits errors from answers, notes times, and keeps every ledger head that came with an answer."""
-        good: list[Message] = []
-        slowest = 0.0
-        self.spent.clear()
-        for reply in replies:
-            slowest = max(slowest, reply.metadata.created_at - started)
-            if reply.has_error():
-                log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
-                if refused is not None:
-                    refused.append(reply.error.reason)
-                if reply.error.code == protocol.SPENT:
-                    self.spent.append(reply.error.reason)
-                continue
-            good.append(reply)
-            hospital = self.hospitals.get(reply.metadata.src_node_id)
-            head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
-            if hospital and isinstance(head, str):
-                hospital.ledger_head = head
-                hospital.answered.append(f"{kind}-{number}" if number else kind)
-        wall = time.time() - started
-        self.timings.append(Timing(phase=kind, round=number, wall_s=wall, slowest_client_s=min(slowest, wall)))
-        return good
-
-    def config(self, node_id: int, extra: Mapping[str, str | int] | None = None) -> dict[str, str | int]:
-        """The part that every request carries: plan, run, and the last ledger head with our signature under it."""
-        hospital = self.hospitals.get(node_id)
-        values: dict[str, str | int] = {
-            "plan": json.dumps(self.plan.to_dict()),
-            "run-id": self.run_id,
-            "server-key": keys.public_hex(self._key),
-            **(extra or {}),
-        }
-        if hospital:
-            document = keys.head_document(site=hospital.name, head=hospital.ledger_head)
-            values["known-head"] = hospital.ledger_head
-            values["head-signature"] = keys.sign(self._key, document)
-        return values
-
-    def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
-        """Refuses to go on with fewer hospitals than the plan asks for.
-
-        Raises:
-            FederationError: with the hospitals' own (fixed) reasons.
-        """
-        least = self.plan.federation.min_hospitals
-        if count < least:
-            said = "; ".join(reasons) or "no reply came in time"
-            raise FederationError(f"{count} of at least {least} hospitals {did}: {said}")
-
-
-class EqualAverage(FedAvg):
-    """Flower's FedAvg over checked replies, each hospital with weight one.
-
-    Args:
-        conversation: the run's requests and hospitals.
-        public: arrays sent beside the generator, the released mean.
-        rounds_done: rounds that an earlier attempt of this run finished.
-    """
-
-    def __init__(self, conversation: Conversation, public: Arrays, rounds_done: int) -> None:
-        super().__init__(
-            fraction_evaluate=0.0,
-            min_train_nodes=1,
-            min_available_nodes=1,
-            weighted_by_key=protocol.WEIGHT,
-        )
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         self._conversation, self._public, self._rounds_done = conversation, public, rounds_done
+        self._statistics = frozenset(statistics)
+        self._optimizer = _flower_strategy(conversation.plan.federation)
         self._sent: Arrays = {}
         self._started = 0.0
+        _load_state(self._optimizer, optimizer_state or {})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -246,10 +80,10 @@ class EqualAverage(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Averages the generators whose arrays are those that were sent, in name, shape and type, and finite.
+        """Combines the weights whose arrays are those that were sent, in name, shape and type, and finite.
 
         Raises:
-            FederationError: fewer than the plan's `min_hospitals` sent such a generator.
+            FederationError: fewer than the plan's `min_hospitals` sent such weights, or the optimiser diverged.
         """
         number = server_round + self._rounds_done
         reasons: list[str] = []
@@ -261,20 +95,52 @@ class EqualAverage(FedAvg):
             return to_record(self._sent), None
         self._conversation.require(len(checked), f"answered round {number}", reasons)
         for reply in checked:
-            # A hospital's answer weighs one, whatever it wrote there; and FedAvg wants no further records.
-            reply.content = RecordDict(
-                {
-                    protocol.ARRAYS: reply.content.array_records[protocol.ARRAYS],
-                    protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0}),
-                }
-            )
-        averaged, _ = super().aggregate_train(server_round, checked)
-        log(INFO, "round %s: averaged %s generators", number, len(checked))
-        return averaged, None
+            self._only_weights(reply)
+        means = _weighted_means(checked, sorted(self._statistics & self._sent.keys()))
+        _set_current(self._optimizer, self._sent)
+        combined, _ = self._optimizer.aggregate_train(number, checked)
+        log(INFO, "round %s: combined %s hospitals' weights", number, len(checked))
+        return to_record(self._published(combined, means)), None
+
+    def optimizer_state(self) -> Arrays:
+        """Moments of the server's optimiser, by name; nothing where it has none."""
+        optimizer = self._optimizer
+        if isinstance(optimizer, FedAdam) and optimizer.m_t is not None and optimizer.v_t is not None:
+            moments = {"m": optimizer.m_t, "v": optimizer.v_t}
+            return {f"{kind}.{name}": np.asarray(a) for kind, part in moments.items() for name, a in part.items()}
+        if isinstance(optimizer, FedAvgM) and optimizer.momentum_vector is not None:
+            return {f"m.{i:05d}": np.asarray(array) for i, array in enumerate(optimizer.momentum_vector)}
+        return {}
 
     def summary(self) -> None:
-        """Says what is averaged, where Flower prints its strategy's settings."""
-        log(INFO, "equal average of %s hospitals' generators", len(self._conversation.hospitals))
+        """Says how weights are combined, where Flower prints its strategy's settings."""
+        federation = self._conversation.plan.federation
+        log(INFO, "%s over %s hospitals' weights", federation.server_optimizer, len(self._conversation.hospitals))
+
+    def _published(self, combined: ArrayRecord | None, means: Arrays) -> Arrays:
+        """Float32 whatever NumPy promoted to, statistics averaged, all of it finite."""
+        if combined is None:
+            raise FederationError("Flower's strategy combined nothing; see its log")
+        arrays = {name: np.asarray(a, dtype=np.float32) for name, a in {**from_record(combined), **means}.items()}
+        try:
+            check_arrays(arrays, self._sent)
+        except FederationError as error:
+            name = self._conversation.plan.federation.server_optimizer
+            raise FederationError(f"{name} diverged: {error}; lower server_learning_rate or server_momentum") from None
+        return arrays
+
+    def _only_weights(self, reply: Message) -> None:
+        """In the order that was sent, with the plan's weight: Flower's strategies pair arrays by their places."""
+        arrays = from_record(reply.content.array_records[protocol.ARRAYS])
+        weight = self._conversation.plan.federation.weight_of(
+            self._conversation.hospitals[reply.metadata.src_node_id].name
+        )
+        reply.content = RecordDict(
+            {
+                protocol.ARRAYS: to_record({name: arrays[name] for name in self._sent}),
+                protocol.METRICS: MetricRecord({protocol.WEIGHT: weight}),
+            }
+        )
 
     def _fits(self, reply: Message, reasons: list[str]) -> bool:
         name = self._conversation.hospitals[reply.metadata.src_node_id].name
@@ -282,48 +148,55 @@ class EqualAverage(FedAvg):
         try:
             check_arrays({} if record is None else from_record(record), self._sent)
         except FederationError as error:
-            log(WARNING, "the generator of %s is left out: %s", name, error)
+            log(WARNING, "the weights of %s are left out: %s", name, error)
             reasons.append(f"{name}: {error}")
             return False
         return True
 
 
-def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S) -> list[int]:
-    """Node ids once `expected` are online, or those that are when the time is up.
-
-    Raises:
-        FederationError: no node at all.
-    """
-    deadline = time.monotonic() + timeout_s
-    while len(node_ids := list(grid.get_node_ids())) < expected and time.monotonic() < deadline:
-        time.sleep(0.5)
-    if not node_ids:
-        raise FederationError(f"no hospital is connected after {timeout_s:g} s; start their nodes, then run again")
-    return node_ids
-
-
-def sum_replies(replies: Iterable[Message], name: str, expected: Arrays) -> tuple[np.ndarray, int]:
-    """Sum, in float64, of array `name` over the replies that carry exactly `expected`'s shape; and their number."""
-    total = np.zeros(expected[name].shape, dtype=np.float64)
-    count = 0
-    for reply in replies:
-        record = reply.content.array_records.get(protocol.ARRAYS)
-        try:
-            arrays = {} if record is None else from_record(record)
-            check_arrays(arrays, expected)
-        except FederationError as error:
-            log(WARNING, "a reply is left out of the sum: %s", error)
-            continue
-        total += arrays[name]
-        count += 1
-    return total, count
+def _flower_strategy(federation: FederationSpec) -> FedAvg:
+    """Flower's strategy of the plan's name; it is only ever asked to combine."""
+    if federation.server_optimizer == "fedavgm":
+        return FedAvgM(
+            weighted_by_key=protocol.WEIGHT,
+            server_learning_rate=federation.server_learning_rate,
+            server_momentum=federation.server_momentum,
+        )
+    if federation.server_optimizer == "fedadam":
+        return FedAdam(
+            weighted_by_key=protocol.WEIGHT,
+            eta=federation.server_learning_rate,
+            beta_1=federation.server_momentum,
+            beta_2=FEDADAM_BETA_2,
+        )
+    if federation.server_optimizer == "trimmed-mean":
+        return FedTrimmedAvg(weighted_by_key=protocol.WEIGHT, beta=federation.trim)
+    if federation.server_optimizer == "median":
+        return FedMedian(weighted_by_key=protocol.WEIGHT)
+    return FedAvg(weighted_by_key=protocol.WEIGHT)
 
 
-def to_record(arrays: Arrays) -> ArrayRecord:
-    """Named arrays as Flower's record (np.save format, no pickle)."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+def _set_current(optimizer: FedAvg, sent: Arrays) -> None:
+    """The weights that replies are compared with; Flower's own `configure_train`, which is not used, sets them."""
+    if isinstance(optimizer, FedAvgM):
+        optimizer.current_arrays = to_record(sent)
+    elif isinstance(optimizer, FedAdam):
+        optimizer.current_arrays = dict(sent)
 
 
-def from_record(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays; the checks are the caller's."""
-    return {name: array.numpy() for name, array in record.items()}
+def _load_state(optimizer: FedAvg, state: Arrays) -> None:
+    if isinstance(optimizer, FedAdam) and state:
+        optimizer.m_t = {name.removeprefix("m."): a for name, a in state.items() if name.startswith("m.")}
+        optimizer.v_t = {name.removeprefix("v."): a for name, a in state.items() if name.startswith("v.")}
+    elif isinstance(optimizer, FedAvgM) and state:
+        optimizer.momentum_vector = [state[name] for name in sorted(state)]
+
+
+def _weighted_means(replies: Sequence[Message], names: Iterable[str]) -> Arrays:
+    """Mean of each named array over the replies, by their weights."""
+    weights = np.array([reply.content.metric_records[protocol.METRICS][protocol.WEIGHT] for reply in replies])
+    arrays = [reply.content.array_records[protocol.ARRAYS] for reply in replies]
+    return {
+        name: np.tensordot(weights / weights.sum(), np.stack([record[name].numpy() for record in arrays]), axes=1)
+        for name in names
+    }

@@ -13,8 +13,9 @@ from typing import Annotated
 import torch
 import typer
 
+from client.deidentify.profile import EDITION, ROWS, check_allow_list
 from ghostnet.cli.console import results
-from ghostnet.errors import MissingDependencyError
+from ghostnet.errors import GhostNetError, MissingDependencyError
 
 NEEDED_DISK_GB = 2
 OPTIONAL = {
@@ -71,6 +72,7 @@ def examine() -> list[Finding]:
         ),
         *[_library(name, "required", required=True) for name in ("flwr", "opacus", "dp_accounting", "pydicom")],
         *[_library(name, why, required=False) for name, why in OPTIONAL.items()],
+        _allow_list(),
         Finding(
             name="disk",
             good=free_gb > NEEDED_DISK_GB,
@@ -84,6 +86,16 @@ def examine() -> list[Finding]:
             detail="Flower's telemetry is on; set FLWR_TELEMETRY_ENABLED=0" if told else "off",
         ),
     ]
+
+
+def _allow_list() -> Finding:
+    """Whether what is kept of a header has been checked against the standard's table."""
+    try:
+        check_allow_list()
+        good, detail = True, f"PS3.15 {EDITION}, {ROWS} attributes: none of them is kept of a header"
+    except GhostNetError as error:
+        good, detail = False, str(error)
+    return Finding(name="de-identification", good=good, required=True, detail=detail)
 
 
 def _library(name: str, absent: str, *, required: bool) -> Finding:

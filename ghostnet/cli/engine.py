@@ -194,7 +194,7 @@ def _serve(connection: Connection, sites: dict[int, Path], threads: int) -> None
     def tell(phase: str, done: int, total: int) -> None:
         connection.send_bytes(_PROGRESS + json.dumps([phase, done, total]).encode())
 
-    app = build_app(progress=tell)
+    app = build_app(progress=tell, keep_ledger_open=True)  # a hospital lives in one worker for the whole run
     TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN
     contexts = {
         node_id: Context(

@@ -14,6 +14,7 @@ import numpy as np
 from client.intake.npz import read_columns
 from ghostnet.errors import DataError
 from ghostnet.plan import Plan
+from ghostnet.privacy.claim import claim
 
 SITE_TOML = """\
 # Written by `ghostnet simulate --data`: one simulated hospital.
@@ -27,6 +28,9 @@ path = "data.npz"
 max_epsilon = {epsilon!r}   # per patient, over all runs
 delta = {delta!r}
 allow_real_reference = {reference}
+"""
+POOLED_TOML = """\
+max_coalition_epsilon = {coalition!r}   # what the coordinator and the other hospitals may learn together, over all runs
 """
 
 
@@ -53,6 +57,9 @@ def write_sites(
         return sorted(folder.glob("*/site.toml"))
     columns = read_columns(data)
     shares = _shares(columns, sites, partition, plan.federation.hospitals_per_patient, np.random.default_rng(plan.seed))
+    pooled = ""
+    if plan.federation.is_pooled:
+        pooled = POOLED_TOML.format(coalition=claim(plan).epsilon_pld_coalition)
     partial = folder.with_name(folder.name + ".tmp")  # the folder appears whole or not at all
     shutil.rmtree(partial, ignore_errors=True)
     for name, rows in shares.items():
@@ -65,7 +72,7 @@ def write_sites(
             delta=plan.privacy.delta,
             reference=str(plan.utility.real_reference).lower(),
         )
-        (site / "site.toml").write_text(text)
+        (site / "site.toml").write_text(text + pooled)
     partial.replace(folder)
     return sorted(folder.glob("*/site.toml"))
 

@@ -9,6 +9,7 @@ import typer
 
 from ghostnet import warm_start
 from ghostnet.cli.console import results
+from ghostnet.cli.suggest import suggest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.privacy.accounting import event_to_dict
@@ -17,11 +18,8 @@ from ghostnet.privacy.claim import claim, plan_events, resolve
 app = typer.Typer(help="Check what a plan promises and costs.", no_args_is_help=True)
 
 FLOAT_BYTES = 4
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `check` a subcommand while it is the only one."""
+MASKED_BYTES = 8  # a whole number modulo 2^64
+app.command("suggest")(suggest)
 
 
 @app.command("check")
@@ -43,6 +41,30 @@ def check(
             results.print(f"{key.replace('_', ' '):26} {shown}", highlight=False, soft_wrap=True)
 
 
+def traffic(plan: Plan, generator: int, discriminator: int, embedding: int) -> dict[str, object]:
+    """What a hospital sends and receives, in megabytes, and who could learn how much of the pooled steps.
+
+    Args:
+        plan: resolved.
+        generator: weights and statistics of the generator.
+        discriminator: weights of the discriminator.
+        embedding: numbers of the warm start's release.
+    """
+    if plan.federation.is_pooled:
+        promised = claim(plan)
+        up, down = MASKED_BYTES * discriminator / 1e6, FLOAT_BYTES * discriminator / 1e6
+        return {
+            "hospitals": plan.federation.hospitals,
+            "epsilon_other_hospital": promised.epsilon_pld_other_hospital,
+            "epsilon_coalition": promised.epsilon_pld_coalition,
+            "upload_MB_a_step": up,
+            "download_MB_a_step": down,
+            "upload_MB_per_hospital": up * plan.privacy.steps + FLOAT_BYTES * embedding / 1e6,
+        }
+    sent = generator + (discriminator if plan.federation.share == "gan" else 0)
+    return {"upload_MB_per_hospital": FLOAT_BYTES * (sent * plan.federation.rounds + embedding) / 1e6}
+
+
 def plan_cost(plan: Plan) -> dict[str, object]:
     """What a resolved plan promises each patient and asks of each hospital."""
     promised = claim(plan)
@@ -61,10 +83,13 @@ def plan_cost(plan: Plan) -> dict[str, object]:
         "epsilon_all_hospitals": promised.epsilon_pld_all_hospitals,
         "noise_multiplier": plan.privacy.noise_multiplier,
         "sampling_rate": plan.privacy.sampling_rate,
+        "patients_kept_in_a_step": plan.privacy.truncate_batch or "all",
+        "patients_at_most": plan.privacy.patients_at_most or "any number",
         "discriminator_steps": plan.privacy.steps,
+        "share": plan.federation.share,
         "rounds": plan.federation.rounds,
         "generator_parameters": sum(p.numel() for p in generator.parameters()),
         "discriminator_parameters": sum(p.numel() for p in discriminator.parameters()),
-        "upload_MB_per_hospital": FLOAT_BYTES * (weights * plan.federation.rounds + embedding) / 1e6,
+        **traffic(plan, weights, sum(p.numel() for p in discriminator.parameters()), embedding),
         "events": [event_to_dict(event) for event in plan_events(plan)],
     }

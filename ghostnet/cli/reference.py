@@ -6,6 +6,7 @@ They are not differentially private and would not exist in a deployment; the rep
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,15 +18,32 @@ from ghostnet.errors import PolicyError
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress
 from ghostnet.sampler import Sampler
-from ghostnet.utility import classification, classifier
-from ghostnet.utility.synthetic import train_on_synthetic
+from ghostnet.utility import classification, classifier, fidelity
+from ghostnet.utility.synthetic import draw_labels, train_on_synthetic
+
+FIDELITY_METHOD = (
+    "exact, simulation only, not private: synthetic against real test images, as many of each class, seen through the "
+    "64 averaged features of the classifier trained on the real images; not comparable with a published FID"
+)
 
 
-def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, progress: Progress) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class ExactFigures:
+    """Figures without noise, of all hospitals together.
+
+    Attributes:
+        classification: "<metric>_exact" of the classifier trained on synthetic images, "<metric>_real" of one trained
+            on the real ones.
+        fidelity: distance of synthetic from real test images, and of real training images from them ("real_..."),
+            which no generator can be expected to beat.
+    """
+
+    classification: dict[str, float]
+    fidelity: dict[str, float]
+
+
+def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, progress: Progress) -> ExactFigures:
     """Train on synthetic and on real images, test on all hospitals' test patients.
-
-    Returns:
-        "<metric>_exact" of the classifier trained on synthetic images, "<metric>_real" of one trained on the real ones.
 
     Raises:
         PolicyError: a hospital does not allow it.
@@ -40,19 +58,42 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
     train = _together([c.train for c in cohorts])
     test = _together([c.test for c in cohorts])
     classes = len(plan.image.labels)
-    synthetic, _ = train_on_synthetic(Sampler.load(sampler).generator, plan, progress)
+    generator = Sampler.load(sampler).generator
+    synthetic, _ = train_on_synthetic(generator, plan, progress)
     real = classifier.train_classifier(
         train.images, train.labels, classes, plan.utility.classifier_steps, plan.seed, channels=plan.image.channels
     )
     figures: dict[str, float] = {}
     for name, model in (("exact", synthetic), ("real", real)):
         exact = classification.exact_figures(model, test, classes)
-        for metric in ("auc", "accuracy"):
-            for weighing in ("", "_by_patient"):
-                value = exact.get(metric + weighing)
-                if value is not None:
-                    figures[f"{metric}_{name}{weighing}"] = value
-    return figures
+        figures |= {shown.format(name): exact[key] for key, shown in _shown(plan) if exact.get(key) is not None}
+    return ExactFigures(classification=figures, fidelity=_fidelity(plan, generator, real, train, test))
+
+
+def _shown(plan: Plan) -> list[tuple[str, str]]:
+    """(key of the exact figures, name in the report with a place for which classifier it is)."""
+    labels = plan.image.labels
+    named = [("auc", "auc_{}"), ("auc_by_patient", "auc_{}_by_patient"), ("macro_auc", "macro_auc_{}")]
+    named += [("accuracy", "accuracy_{}"), ("balanced_accuracy", "balanced_accuracy_{}")]
+    for c, label in enumerate(labels):
+        named += [(f"auc_{c}", f"auc_{{}} of {label}"), (f"recall_{c}", f"recall_{{}} of {label}")]
+    return named
+
+
+def _fidelity(
+    plan: Plan, generator: torch.nn.Module, model: classifier.Classifier, train: Cohort, test: Cohort
+) -> dict[str, float]:
+    """Through the features of the classifier trained on real images; labels of the fakes as among the test images."""
+    n = min(len(test.labels), fidelity.LARGEST_SET)
+    public = torch.Generator().manual_seed(plan.seed + 2)
+    rows = torch.randperm(len(test.labels), generator=public)[:n]
+    fakes = draw_labels(generator, plan, test.labels[rows], seed=plan.seed + 2)
+    others = torch.randperm(len(train.labels), generator=public)[:n]
+    real, synthetic, trained = (
+        fidelity.image_features(model, images) for images in (test.images[rows], fakes, train.images[others])
+    )
+    floor = fidelity.compare(real, trained)
+    return {**asdict(fidelity.compare(real, synthetic)), "real_frechet": floor.frechet, "real_kernel": floor.kernel}
 
 
 def _together(cohorts: Sequence[Cohort]) -> Cohort:

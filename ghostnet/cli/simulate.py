@@ -86,6 +86,7 @@ def run(
         if data is not None:
             site_files = write_sites(out / "sites", data, sites, partition, plan, resume=resume)
         configs = _load_sites(site_files)
+        _check_number(configs, plan)
         for config in configs:
             check_plan(plan, config.policy)
             Site(config, progress=progress).prepare(plan.image)
@@ -119,6 +120,13 @@ def tell(out: Path, *, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if "epsilon_coalition" in privacy:
+        results.print(
+            f"pooled: epsilon {privacy['epsilon_other_hospital']:.4g} against one other hospital, "
+            f"{privacy['epsilon_coalition']:.4g} against the coordinator and all other hospitals together",
+            highlight=False,
+            soft_wrap=True,
+        )
     for task, figure in report["utility"].items():
         _tell_utility(task, figure)
     for label, path in (("sampler", "sampler"), ("certificate", "sampler/certificate.json"), ("report", "report.html")):
@@ -147,6 +155,15 @@ def _load_sites(site_files: Sequence[Path]) -> list[SiteConfig]:
         if names.count(name) > 1:
             raise SiteError(f"two hospitals call themselves {name!r}; give each site.toml a name of its own")
     return configs
+
+
+def _check_number(configs: Sequence[SiteConfig], plan: Plan) -> None:
+    wanted = plan.federation.hospitals
+    if plan.federation.is_pooled and len(configs) != wanted:
+        raise SiteError(
+            f"{len(configs)} hospitals for a pooled plan of exactly {wanted} ([federation].hospitals); "
+            "give as many with --site or --sites, or change the plan"
+        )
 
 
 def _run_embedded(run_config: dict[str, str | bool], site_files: Sequence[Path], progress: Progress) -> None:
@@ -182,7 +199,7 @@ def _collect(out: Path, configs: Sequence[SiteConfig]) -> None:
 def _add_reference(out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress) -> None:
     """Adds exact figures to the report: possible in a simulation, where one person holds all the data."""
     report = json.loads((out / "report.json").read_text())
-    report["utility"]["classification"]["simulation"] = reference.exact_figures(
-        plan, configs, out / "sampler", progress
-    )
+    exact = reference.exact_figures(plan, configs, out / "sampler", progress)
+    report["utility"]["classification"]["simulation"] = exact.classification
+    report["fidelity"] = {**exact.fidelity, "method": reference.FIDELITY_METHOD}
     write_report(out, report, draw_figures(Sampler.load(out / "sampler")))

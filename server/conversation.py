@@ -1,0 +1,269 @@
+"""How the coordinator talks to hospitals: requests out, checked replies in, and what it remembers of each of them.
+
+It sees released values only, and nothing that arrives is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from logging import WARNING
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from ghostnet import protocol
+from ghostnet.errors import FederationError, PlanError
+from ghostnet.plan import Plan
+from ghostnet.privacy import keys
+from ghostnet.secure_sum import Member
+from ghostnet.weights import Arrays, check_arrays
+
+NODE_WAIT_S = 120.0
+
+
+@dataclass
+class Hospital:
+    """What the coordinator knows of a hospital that joined."""
+
+    name: str
+    node_id: int
+    public_key: str
+    ledger_head: str
+    mask_key: str = ""  # pooled: of this run, signed
+    mask_key_signature: str = ""
+    answered: list[str] = field(default_factory=list)
+    statement: dict[str, object] | None = None
+
+    def as_member(self) -> Member:
+        """Its entry in a pooled run's roster."""
+        return Member(
+            site=self.name, public_key=self.public_key, mask_key=self.mask_key, signature=self.mask_key_signature
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is remembered of a hospital between attempts: its key, and the last ledger head that it showed."""
+
+    public_key: str
+    ledger_head: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall time of one phase, and of its slowest hospital as its reply's own clock tells."""
+
+    phase: str
+    round: int
+    wall_s: float
+    slowest_client_s: float
+
+
+class Conversation:
+    """One run's requests and checked replies, over any Flower `Grid`.
+
+    Args:
+        grid: Flower's grid: in-process, Ray or deployed.
+        plan: the resolved plan.
+        run_id: 32 hexadecimal digits.
+        key: the coordinator's signing key; it countersigns every ledger head that it is shown.
+        known: what an earlier attempt of this run saw of each hospital, by name.
+        timings: every phase's times are added to it.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        plan: Plan,
+        run_id: str,
+        key: Ed25519PrivateKey,
+        known: Mapping[str, Known],
+        timings: list[Timing],
+    ) -> None:
+        self.grid, self.plan, self.run_id = grid, plan, run_id
+        self.hospitals: dict[int, Hospital] = {}
+        self.timings = timings
+        self._key, self._known = key, known
+        self.spent: list[str] = []
+
+    def join(self, expected: int) -> None:
+        """Asks every connected node to take part; keeps those that do.
+
+        Raises:
+            FederationError: fewer joined than the plan asks for, or two use one name.
+        """
+        node_ids = wait_for_nodes(self.grid, expected)
+        refused: list[str] = []
+        for reply in self.ask(protocol.JOIN, node_ids, refused=refused):
+            config = reply.content.config_records[protocol.CONFIG]
+            hospital = Hospital(
+                name=str(config["name"]),
+                node_id=reply.metadata.src_node_id,
+                public_key=str(config["public-key"]),
+                ledger_head=str(config["ledger-head"]),
+                mask_key=str(config.get("mask-key", "")),
+                mask_key_signature=str(config.get("mask-key-signature", "")),
+            )
+            if any(hospital.name == other.name for other in self.hospitals.values()):
+                raise FederationError(
+                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
+                )
+            try:
+                self.plan.federation.weight_of(hospital.name)
+            except PlanError as error:
+                log(WARNING, "%s is left out: %s", hospital.name, error)
+                refused.append(str(error))
+                continue
+            before = self._known.get(hospital.name)
+            if before is not None and before.public_key != hospital.public_key:
+                log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
+                continue
+            # An earlier attempt's head goes out with the next request: the hospital checks that it still has it.
+            hospital.ledger_head = before.ledger_head if before is not None else hospital.ledger_head
+            self.hospitals[hospital.node_id] = hospital
+        self.require(len(self.hospitals), "joined", refused)
+
+    def ask(
+        self,
+        kind: str,
+        node_ids: Iterable[int],
+        *,
+        config: Mapping[str, str | int] | None = None,
+        arrays: Mapping[str, Arrays] | None = None,
+        refused: list[str] | None = None,
+        countersign: bool = True,
+    ) -> list[Message]:
+        """Sends one request to the nodes and returns the replies that carry content.
+
+        Error replies are logged, and their reasons appended to `refused`; they are fixed sentences by contract.
+        Without `countersign` hospitals are spared a ledger entry; for requests that come by the thousand.
+        """
+        records = {name: to_record(values) for name, values in (arrays or {}).items()}
+        messages = [
+            Message(
+                RecordDict(
+                    {**records, protocol.CONFIG: ConfigRecord(self.config(node_id, config, countersign=countersign))}
+                ),
+                dst_node_id=node_id,
+                message_type=kind,
+                ttl=self.plan.federation.round_timeout_s,
+            )
+            for node_id in node_ids
+        ]
+        started = time.time()
+        replies = list(self.grid.send_and_receive(messages, timeout=self.plan.federation.round_timeout_s))
+        return self.sort_replies(replies, kind, started, refused)
+
+    def sort_replies(
+        self,
+        replies: Iterable[Message],
+        kind: str,
+        started: float,
+        refused: list[str] | None = None,
+        *,
+        number: int = 0,
+    ) -> list[Message]:
+        """Splits errors from answers, notes times, and keeps every ledger head that came with an answer."""
+        good: list[Message] = []
+        slowest = 0.0
+        self.spent.clear()
+        for reply in replies:
+            slowest = max(slowest, reply.metadata.created_at - started)
+            if reply.has_error():
+                log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
+                if refused is not None:
+                    refused.append(reply.error.reason)
+                if reply.error.code == protocol.SPENT:
+                    self.spent.append(reply.error.reason)
+                continue
+            good.append(reply)
+            hospital = self.hospitals.get(reply.metadata.src_node_id)
+            head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
+            if hospital and isinstance(head, str):
+                hospital.ledger_head = head
+                name = f"{kind}-{number}" if number else kind
+                if name not in hospital.answered:
+                    hospital.answered.append(name)
+        wall = time.time() - started
+        self.timings.append(Timing(phase=kind, round=number, wall_s=wall, slowest_client_s=min(slowest, wall)))
+        return good
+
+    def config(
+        self, node_id: int, extra: Mapping[str, str | int] | None = None, *, countersign: bool = True
+    ) -> dict[str, str | int]:
+        """The part that every request carries: plan, run, and the last ledger head with our signature under it."""
+        hospital = self.hospitals.get(node_id)
+        values: dict[str, str | int] = {
+            "plan": json.dumps(self.plan.to_dict()),
+            "run-id": self.run_id,
+            "server-key": keys.public_hex(self._key),
+            **(extra or {}),
+        }
+        if hospital and countersign:
+            document = keys.head_document(site=hospital.name, head=hospital.ledger_head)
+            values["known-head"] = hospital.ledger_head
+            values["head-signature"] = keys.sign(self._key, document)
+        return values
+
+    def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
+        """Refuses to go on with fewer hospitals than the plan asks for.
+
+        Raises:
+            FederationError: with the hospitals' own (fixed) reasons.
+        """
+        least = self.plan.federation.least_hospitals
+        if count < least:
+            said = "; ".join(reasons) or "no reply came in time"
+            raise FederationError(f"{count} of at least {least} hospitals {did}: {said}")
+
+
+def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S) -> list[int]:
+    """Node ids once `expected` are online, or those that are when the time is up.
+
+    Raises:
+        FederationError: no node at all.
+    """
+    deadline = time.monotonic() + timeout_s
+    while len(node_ids := list(grid.get_node_ids())) < expected and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not node_ids:
+        raise FederationError(f"no hospital is connected after {timeout_s:g} s; start their nodes, then run again")
+    return node_ids
+
+
+def read_arrays(reply: Message) -> Arrays:
+    """The values that a reply released, or nothing; the checks are the caller's."""
+    record = reply.content.array_records.get(protocol.ARRAYS)
+    return {} if record is None else from_record(record)
+
+
+def sum_replies(replies: Iterable[Message], name: str, expected: Arrays) -> tuple[np.ndarray, int]:
+    """Sum, in float64, of array `name` over the replies that carry exactly `expected`'s shape; and their number."""
+    total = np.zeros(expected[name].shape, dtype=np.float64)
+    count = 0
+    for reply in replies:
+        try:
+            arrays = read_arrays(reply)
+            check_arrays(arrays, expected)
+        except FederationError as error:
+            log(WARNING, "a reply is left out of the sum: %s", error)
+            continue
+        total += arrays[name]
+        count += 1
+    return total, count
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Named arrays as Flower's record (np.save format, no pickle)."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Flower's record as named arrays; the checks are the caller's."""
+    return {name: array.numpy() for name, array in record.items()}
