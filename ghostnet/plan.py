@@ -16,26 +16,56 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ghostnet.combinations import ANY_SIZE, check_networks, penalty_place
 from ghostnet.errors import PlanError
+from ghostnet.federation import FederationSpec, check_federation, read_weights
 from ghostnet.tables import check_number, read_table
 
-Architecture = Literal["dcgan"]
-Share = Literal["generator"]
+Architecture = Literal["dcgan", "wgan", "wgan-gp", "stylegan", "keras28"]
+GradientPenalty = Literal["auto", "none", "fakes", "patient"]
 Loss = Literal["non-saturating", "hinge", "wasserstein"]
 PixelRange = Literal["[-1,1]", "[0,1]"]
 Denoise = Literal["auto", "none"]
 Norm = Literal["none", "group"]
+
+LATER_OPTIONS = frozenset(
+    {
+        "image.released_prior",
+        "model.truncation",
+        "privacy.truncate_batch",
+        "privacy.patients_at_most",
+        "warm_start.more_bandwidths",
+        "warm_start.public",
+        "training.discriminator_steps_most",
+        "training.fakes_accuracy",
+        "training.discriminator_warmup_steps",
+        "training.gradient_penalty",
+        "training.gradient_penalty_weight",
+        "training.weight_clip",
+        "training.perceptual_weight",
+        "training.perceptual_noise_multiplier",
+        "federation.hospitals",
+        "federation.server_optimizer",
+        "federation.server_learning_rate",
+        "federation.server_momentum",
+        "federation.trim",
+        "federation.weights",
+        "federation.checkpoints",
+    }
+)
+"""Options that a plan's hash leaves out at their defaults: plans from before them keep their hashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """What one training image is."""
 
-    size: int  # pixels a side after preprocessing: 28, 32 or 64
+    size: int  # pixels a side after preprocessing: 28, 32, 64 or 128, of those that the architecture draws
     channels: int = 1  # 1 grey, 3 colour
     range: PixelRange = "[-1,1]"  # training range of the pixels
     labels: tuple[str, ...]  # names of the classes, in the order of their integer labels
     label_prior: tuple[float, ...]  # PUBLIC share of each class among the fakes; sums to 1
+    released_prior: bool = False  # after the warm start, the class shares that it releases take the prior's place
     mask_channels: int = 0  # extra channels the generator draws beside the image
     denoise: Denoise = "auto"  # "auto" filters only the noise that is found
 
@@ -48,7 +78,8 @@ class ModelSpec:
     latent: int = 100  # length of the generator's noise vector
     generator_width: int = 64  # channels of the generator's widest-resolution hidden layer
     discriminator_width: int = 64  # channels of the discriminator's first layer
-    discriminator_norm: Norm = "group"  # never "batch": it couples patients
+    discriminator_norm: Norm = "group"  # never "batch": it couples patients; "none" for stylegan and keras28
+    truncation: float = 1.0  # stylegan: styles of the sampler drawn towards their mean, 1 = as they are, 0 = the mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +95,8 @@ class PrivacySpec:
     images_per_patient: int = 4  # m: at most this many of a sampled patient's images
     views: int = 1  # K: augmented views of each of them, averaged before the clip
     fakes: int = 32  # F: PUBLIC number of fakes in a step
+    truncate_batch: int = 0  # largest number of patients that a step keeps, the others dropped at random; 0 = all
+    patients_at_most: int = 0  # PUBLIC bound on a hospital's training patients; for truncate_batch, else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +104,11 @@ class WarmStartSpec:
     """Round 0: one noisy sum of random-feature embeddings and mean images."""
 
     noise_multiplier: float = 2.0  # of the Gaussian mechanism on a sum of norm <= 1 a patient; 0 = no warm start
+    public: str = ""  # NPZ of PUBLIC images to start from, beside the plan; or "procedural" phantoms; "" = none
     features: int = 2000  # random Fourier features (cosines and sines together)
     feature_size: int = 32  # pixels a side at which features are taken
     bandwidth: float = 4.0  # kernel scale for images in [0,1]
+    more_bandwidths: tuple[float, ...] = ()  # further scales; the features are shared out among all of them
     mean_image_weight: float = 0.3  # share of a patient's norm that goes to the mean image, in [0,1)
     detail_weight: float = 0.05  # penalty on detail finer than feature_size, of which the release says nothing
     steps: int = 600  # generator steps that fit the released sum
@@ -90,24 +125,20 @@ class TrainingSpec:
     learning_rate_discriminator: float = 5e-4
     beta1: float = 0.5
     beta2: float = 0.999
-    discriminator_steps: int = 5  # n_D: discriminator steps to one generator step
+    discriminator_steps: int = 5  # n_D: discriminator steps to one generator step; the least, where it adapts
+    discriminator_steps_most: int = 0  # n_D adapts up to this, by the discriminator's accuracy on fakes; 0 = fixed
+    fakes_accuracy: float = 0.6  # accuracy on fakes at which an adaptive n_D lets the generator step
+    discriminator_warmup_steps: int = 0  # PUBLIC steps on the generator's own images before the first private step
+    gradient_penalty: GradientPenalty = "auto"  # at "fakes" (no cost) or each "patient"; auto = fakes where one belongs
+    gradient_penalty_weight: float = 10.0
+    weight_clip: float = 0.01  # wgan: every weight of the critic stays within +- this
     generator_delay: int = 0  # first discriminator steps of the run without a generator step
     generator_batch: int = 64
     ema: float = 0.95  # decay, per generator step, of the average that is sent
     embedding_weight: float = 300.0  # weight of the released embedding in the generator's loss (feature matching)
+    perceptual_weight: float = 0.0  # weight of the released discriminator features in the generator's loss
+    perceptual_noise_multiplier: float = 0.0  # of that release, at the start of each round but the first; 0 = off
     physical_rows: int = 128  # rows in memory at once in a private step; changes no result
-
-
-@dataclass(frozen=True, kw_only=True)
-class FederationSpec:
-    """How the hospitals work together."""
-
-    rounds: int = 2  # Flower rounds of adversarial training; 0 = warm start only
-    share: Share = "generator"
-    patients: int  # PUBLIC nominal number of training patients a hospital: every denominator comes from it
-    hospitals_per_patient: int = 1  # PUBLIC bound on the hospitals that may hold the same patient
-    min_hospitals: int = 1  # a round with fewer replies is not averaged
-    round_timeout_s: float = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +168,24 @@ class Plan:
 
     @property
     def public_denominator(self) -> float:
-        """Rows that a step's noised sum is divided by: expected reals of a nominal hospital, plus the fakes."""
-        return self.privacy.sampling_rate * self.federation.patients + self.privacy.fakes
+        """Rows that a step's noised sum is divided by: expected reals of the nominal hospital(s), plus the fakes."""
+        summed = self.federation.hospitals if self.federation.is_pooled else 1
+        return self.privacy.sampling_rate * self.federation.patients * summed + self.privacy.fakes
 
     @property
     def planes(self) -> int:
         """Channels that the generator draws: image channels, then mask channels."""
         return self.image.channels + self.image.mask_channels
+
+    @property
+    def gradient_penalty(self) -> str:
+        """Where the discriminator's gradient penalty is taken: "none", "fakes" or "patient"."""
+        return penalty_place(self.model.architecture, self.training.gradient_penalty)
+
+    @property
+    def perceptual_releases(self) -> int:
+        """How often a hospital releases its discriminator's features: at the start of each round but the first."""
+        return self.federation.rounds - 1 if self.training.perceptual_noise_multiplier > 0 else 0
 
     def round_steps(self, server_round: int) -> int:
         """Discriminator steps of one round (1-based); the rounds together make exactly `privacy.steps`."""
@@ -151,8 +193,14 @@ class Plan:
         return self.privacy.steps * server_round // self.federation.rounds - done
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers, as in the TOML file."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain dicts, lists and numbers, as in the TOML file; without `LATER_OPTIONS` that are at their defaults."""
+        tables: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for option in LATER_OPTIONS:
+            table, _, name = option.partition(".")
+            spec = getattr(self, table)
+            if getattr(spec, name) == type(spec).__dataclass_fields__[name].default:
+                del tables[table][name]
+        return tables
 
     def hash(self) -> str:
         """SHA-256, in hex, of the canonical JSON form."""
@@ -185,17 +233,20 @@ def parse_plan(text: str, *, source: str = "plan") -> Plan:
 
 def plan_from_dict(raw: object, *, source: str = "plan") -> Plan:
     """Builds and checks a plan from plain values, as `Plan.to_dict` gives them; see `load_plan`."""
+    if isinstance(raw, dict) and isinstance(table := raw.get("federation"), dict) and "weights" in table:
+        raw = {**raw, "federation": {**table, "weights": read_weights(table["weights"])}}
     plan = read_table(Plan, raw, source=source, error=PlanError)
     _check_image(plan.image, source)
     _check_privacy(plan.privacy, source)
     _check_rest(plan, source)
+    check_networks(plan, source)
     return plan
 
 
 def _check_image(image: ImageSpec, source: str) -> None:
     check = partial(check_number, source=source, error=PlanError)
-    if image.size not in (28, 32, 64):
-        raise PlanError(f"image.size = {image.size} has no network; use 28, 32 or 64 in {source}")
+    if image.size not in ANY_SIZE:
+        raise PlanError(f"image.size = {image.size} has no network; use one of {ANY_SIZE} in {source}")
     if image.channels not in (1, 3):
         raise PlanError(f"image.channels = {image.channels} is neither 1 (grey) nor 3 (colour); change it in {source}")
     check(image.mask_channels, key="image.mask_channels", low=0, high=8)
@@ -223,6 +274,13 @@ def _check_privacy(privacy: PrivacySpec, source: str) -> None:
     check(privacy.images_per_patient, key="privacy.images_per_patient", low=1, high=1000)
     check(privacy.views, key="privacy.views", low=1, high=64)
     check(privacy.fakes, key="privacy.fakes", low=1, high=100_000)
+    check(privacy.truncate_batch, key="privacy.truncate_batch", low=0, high=1_000_000_000)
+    check(privacy.patients_at_most, key="privacy.patients_at_most", low=0, high=1_000_000_000)
+    if (privacy.truncate_batch == 0) != (privacy.patients_at_most == 0):
+        raise PlanError(
+            f"privacy.truncate_batch = {privacy.truncate_batch} with patients_at_most = {privacy.patients_at_most}: "
+            f"a truncated batch is accounted for by a public bound on the patients; set both or neither in {source}"
+        )
 
 
 def _check_rest(plan: Plan, source: str) -> None:
@@ -235,7 +293,8 @@ def _check_rest(plan: Plan, source: str) -> None:
         raise PlanError(f"warm_start.features = {warm.features} is odd; cosines and sines come in pairs ({source})")
     check(warm.features, key="warm_start.features", low=2, high=1_000_000)
     check(warm.feature_size, key="warm_start.feature_size", low=4, high=plan.image.size)
-    check(warm.bandwidth, key="warm_start.bandwidth", above=0)
+    for i, scale in enumerate((warm.bandwidth, *warm.more_bandwidths)):
+        check(scale, key=f"warm_start.more_bandwidths[{i - 1}]" if i else "warm_start.bandwidth", above=0)
     check(warm.mean_image_weight, key="warm_start.mean_image_weight", low=0, below=1)
     check(warm.detail_weight, key="warm_start.detail_weight", low=0)
     check(warm.steps, key="warm_start.steps", low=1, high=1_000_000)
@@ -253,7 +312,13 @@ def _check_rest(plan: Plan, source: str) -> None:
         check(getattr(getattr(plan, table), name), key=f"{table}.{name}", above=0, high=1)
     for name in ("discriminator_steps", "generator_batch", "physical_rows"):
         check(getattr(train, name), key=f"training.{name}", low=1, high=1_000_000)
-    check(federation.rounds, key="federation.rounds", low=0, high=10_000)
+    check_federation(
+        federation,
+        steps=plan.privacy.steps,
+        truncate_batch=plan.privacy.truncate_batch,
+        perceptual=train.perceptual_noise_multiplier > 0,
+        source=source,
+    )
     if (federation.rounds == 0) != (plan.privacy.steps == 0):
         raise PlanError(
             f"federation.rounds = {federation.rounds} with privacy.steps = {plan.privacy.steps}: "
@@ -263,14 +328,14 @@ def _check_rest(plan: Plan, source: str) -> None:
         raise PlanError(
             f"federation.rounds = {federation.rounds} is more than privacy.steps = {plan.privacy.steps} ({source})"
         )
+    if warm.noise_multiplier == 0 and (plan.image.released_prior or warm.public):
+        raise PlanError(
+            f"image.released_prior and warm_start.public need a warm start; set warm_start.noise_multiplier in {source}"
+        )
     if federation.rounds == 0 and warm.noise_multiplier == 0:
         raise PlanError(
             f"{source} trains nothing: warm_start.noise_multiplier = 0 and federation.rounds = 0; set one of them"
         )
-    check(federation.patients, key="federation.patients", low=1, high=100_000_000)
-    check(federation.hospitals_per_patient, key="federation.hospitals_per_patient", low=1, high=100)
-    check(federation.min_hospitals, key="federation.min_hospitals", low=1, high=100_000)
-    check(federation.round_timeout_s, key="federation.round_timeout_s", above=0)
     check(utility.noise_multiplier, key="utility.noise_multiplier", low=0)
     check(utility.bins, key="utility.bins", low=2, high=1000)
     check(utility.synthetic_images, key="utility.synthetic_images", low=len(plan.image.labels))

@@ -23,11 +23,12 @@ import torch
 from torch import nn
 
 from ghostnet import weights
+from ghostnet.combinations import SIZES
 from ghostnet.errors import DataError, FederationError, VerifyError
 from ghostnet.export.grid import labelled_grid
 from ghostnet.export.whole import new_folder
 from ghostnet.model_card import model_card
-from ghostnet.models import build_generator
+from ghostnet.models import Mixture, build_generator, build_published, noise_length
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, PixelRange, Plan, PrivacySpec
 from ghostnet.tables import check_number, read_table
 
@@ -49,6 +50,7 @@ class SamplerConfig:
     weights_sha256: str
     image: ImageSpec
     model: ModelSpec
+    checkpoints: int = 1  # generators that are drawn from in turn, by chance; 1 = no mixture
 
     def plan(self) -> Plan:
         """A plan with this generator; its training part is a placeholder that nothing here reads."""
@@ -165,9 +167,10 @@ class Sampler:
         # Two streams, each read in order: the noise of image i does not depend on how many are drawn.
         noise, coins = (np.random.Generator(np.random.Philox(key=[seed, stream])) for stream in (0, 1))
         thresholds = np.cumsum(image.label_prior)[:-1]
+        length = noise_length(self.generator, self.config.plan())
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            z = torch.from_numpy(noise.standard_normal((rows, self.config.model.latent), dtype=np.float32))
+            z = torch.from_numpy(noise.standard_normal((rows, length), dtype=np.float32))
             drawn = np.searchsorted(thresholds, coins.random(rows), side="right")
             labels = torch.from_numpy(drawn if chosen is None else np.full(rows, chosen)).to(torch.int64)
             with torch.no_grad():  # not inference_mode: a classifier may be trained on the result
@@ -216,6 +219,7 @@ def write_sampler(
     plan: Plan,
     *,
     run_id: str = "",
+    label_prior: tuple[float, ...] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> SamplerHashes:
     """Writes a sampler folder, complete or not at all; the certificate is added to it afterwards.
@@ -225,6 +229,7 @@ def write_sampler(
         generator: the averaged generator, all of whose weights are released values.
         plan: the plan it was trained under.
         run_id: name of the run.
+        label_prior: PUBLIC share of each class that it draws; default the plan's.
         facts: further lines for the model card, name -> text.
 
     Raises:
@@ -238,17 +243,22 @@ def write_sampler(
             f"generator weights {broken[0]} hold NaN or infinity; the training diverged, nothing was published"
         )
     content = weights.to_bytes(arrays)
+    agreed = plan.hash()
+    plan = dataclasses.replace(
+        plan, image=dataclasses.replace(plan.image, label_prior=label_prior or plan.image.label_prior)
+    )
     config = SamplerConfig(
         format=FORMAT,
         name=plan.name,
         run_id=run_id,
-        plan_hash=plan.hash(),
+        plan_hash=agreed,
         weights_sha256=hashlib.sha256(content).hexdigest(),
         image=plan.image,
         model=plan.model,
+        checkpoints=len(generator.members) if isinstance(generator, Mixture) else 1,
     )
     config_bytes = (json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n").encode()
-    copy = build_generator(plan)  # the caller's network keeps its own training mode
+    copy = build_published(plan, config.checkpoints)  # the caller's network keeps its own training mode
     weights.load_arrays(copy, arrays)
     with new_folder(folder) as partial:
         (partial / WEIGHTS_FILE).write_bytes(content)
@@ -296,7 +306,7 @@ def _read_config(path: Path) -> SamplerConfig:
         raise VerifyError(f"{path}: format is {config.format!r}, this version reads {FORMAT!r}; use a matching version")
     image, model = config.image, config.model
     good = (
-        image.size in (28, 32, 64)
+        image.size in SIZES[model.architecture]
         and image.channels in (1, 3)
         and 0 <= image.mask_channels <= 8
         and 0 < len(image.labels) == len(set(image.labels)) == len(image.label_prior)
@@ -307,6 +317,8 @@ def _read_config(path: Path) -> SamplerConfig:
         raise VerifyError(f"{path}: [image] does not describe images that this version draws; get the sampler again")
     for key, value in (("latent", model.latent), ("generator_width", model.generator_width)):
         check_number(value, key=f"model.{key}", source=str(path), error=VerifyError, low=1, high=4096)
+    check_number(config.checkpoints, key="checkpoints", source=str(path), error=VerifyError, low=1, high=16)
+    check_number(model.truncation, key="model.truncation", source=str(path), error=VerifyError, low=0, high=1)
     return config
 
 
@@ -318,14 +330,15 @@ def _read_generator(path: Path, config: SamplerConfig) -> nn.Module:
             f"{path}: SHA-256 is {found[:16]}..., config.json says {config.weights_sha256[:16]}...; get it again"
         )
     with torch.device("meta"):  # costs no memory, whatever sizes the config claims
-        promised = sum(4 * parameter.numel() for parameter in build_generator(config.plan()).parameters())
+        one = sum(4 * parameter.numel() for parameter in build_generator(config.plan()).parameters())
+    promised = one * config.checkpoints
     if promised > len(content):
         raise VerifyError(
             f"{path}: has {len(content)} bytes where config.json describes {promised}; get the sampler again"
         )
     try:
         arrays = safetensors.numpy.load(content)
-        generator = build_generator(config.plan())
+        generator = build_published(config.plan(), config.checkpoints)
         weights.load_arrays(generator, arrays)
     except (safetensors.SafetensorError, FederationError, KeyError, ValueError, TypeError) as error:
         raise VerifyError(f"{path}: {error}") from None

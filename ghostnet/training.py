@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,28 @@ from torch import nn
 from torch.nn.functional import pad
 
 from ghostnet.cohort import Cohort
+from ghostnet.divergence import Watch
 from ghostnet.errors import SiteError
-from ghostnet.losses import discriminator_loss, generator_loss
+from ghostnet.losses import discriminator_loss, fakes_penalty, generator_loss, input_penalty
 from ghostnet.models import build_discriminator, build_generator
+from ghostnet.models.wgan import clip_weights
+from ghostnet.perceptual import perceptual_loss, release_features
 from ghostnet.plan import Plan
-from ghostnet.privacy.mechanism import PatientGradients, choose_rows, join_rows, noised_sum, sample_patients
+from ghostnet.privacy.mechanism import (
+    PatientGradients,
+    choose_rows,
+    join_rows,
+    noised_sum,
+    sample_patients,
+    truncate_sample,
+)
 from ghostnet.privacy.noise import Entropy
+from ghostnet.privacy.penalised import PenalisedGradients
 from ghostnet.progress import Progress, silent
+from ghostnet.rehearsal import rehearse
 from ghostnet.warm_start import embedding_loss
+
+AddNoise = Callable[[int, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 SHIFT_SHARE = 16  # a view is shifted by at most 1/16 of the image's side
 
@@ -54,6 +69,7 @@ def train_round(
     entropy: Entropy,
     progress: Progress = silent,
     public_stream: int = 0,
+    add_noise: AddNoise | None = None,
 ) -> None:
     """Runs one round of private adversarial steps; the networks are changed in place.
 
@@ -69,25 +85,50 @@ def train_round(
         entropy: source of sampling and noise.
         progress: told ("adversarial", steps done, steps).
         public_stream: number of this hospital, public, so that hospitals draw different fakes.
+        add_noise: (step, clipped sum) -> noised sum; by default `noised_sum` with this plan's noise. Only a pooled
+            federation's coordinator gives another: it has no patients, and adds the hospitals' noised total.
 
     Raises:
         PlanError: the discriminator cannot be trained privately, or the noise multiplier is not resolved.
 
     Guarantee:
         Unit: patient, add/remove one. Each step is a sampled Gaussian mechanism (q, sigma) with sensitivity
-        clip_norm; the generator's steps are post-processing. Assumes: Poisson sampling with rate q.
+        clip_norm, truncated where the plan says so; the perceptual release, where the plan has one, is a Gaussian
+        mechanism with sensitivity 1; the generator's steps are post-processing. Assumes: Poisson sampling with rate q,
+        and no more patients than `privacy.patients_at_most` where a batch is truncated.
         Not covered: a patient seen by two hospitals (see certificate.py), and time or memory that an observer of the
         hospital's machine could measure.
     """
     privacy, training = plan.privacy, plan.training
     device = next(generator.parameters()).device
-    gradients = PatientGradients(discriminator)
+    gradients = patient_gradients(discriminator, plan)
     row_loss, adversarial_loss = discriminator_loss(training.loss), generator_loss(training.loss)
     average = copy.deepcopy(generator)
     generator.train()
+    own_noise = partial(
+        noised_sum, clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, entropy=entropy
+    )
+    add_noise = add_noise or (lambda _, summed: own_noise(summed))
+
+    # Once a round. Everything but the perceptual release is public.
+    def public_fakes(network: nn.Module, step: int, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return _draw(network, plan, training.generator_batch, _public(plan, public_stream, step, purpose))
+
+    if first_step == 0 and training.discriminator_warmup_steps > 0:
+        draw = partial(public_fakes, purpose="rehearsal")
+        rehearse(discriminator, copy.deepcopy(generator), draw, row_loss, plan)
+    perceptual = None
+    if first_step > 0 and plan.perceptual_releases:  # charged as "perceptual features"
+        perceptual = release_features(discriminator, cohort, plan, entropy)
+    with torch.no_grad():
+        received = public_fakes(copy.deepcopy(generator), first_step, "watch")  # (b, c, h, w), (b,)
+    watch = Watch(generator, discriminator, *received, first_step)
+    waited = 0  # discriminator steps since the generator's last one
+
     for step in range(first_step, first_step + steps):
         # Patients: each joins with probability q, with at most m images, each image in K views.
         sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
+        sampled = truncate_sample(sampled, privacy.truncate_batch, entropy)  # (min(p, b),), where the plan has a b
         index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
         index, groups = (t.repeat_interleave(privacy.views) for t in (index, groups))  # (r K,)
         reals = _view(cohort.images[index], plan, _private_draw(entropy))  # (r K, c, h, w)
@@ -112,28 +153,73 @@ def train_round(
         summed = gradients.clipped_sum(
             rows, row_loss, clip_norm=privacy.clip_norm, physical_rows=training.physical_rows
         )
-        noised = noised_sum(
-            summed, clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, entropy=entropy
-        )
+        noised = add_noise(step, summed)
         del reals, rows, summed
-        for name, parameter in discriminator.named_parameters():
-            parameter.grad = noised[name].to(device) / plan.public_denominator
-        optimizers.discriminator.step()
+        step_discriminator(discriminator, optimizers.discriminator, noised, fakes, fake_labels, plan)
 
-        # Generator, every n_D steps: fool the discriminator, match the release. Post-processing: no real image.
-        if step >= training.generator_delay and (step + 1) % training.discriminator_steps == 0:
+        # Generator, every n_D steps: fool the discriminator, match the releases. Post-processing: no real image.
+        waited += 1
+        if not watch.stopped and _generator_is_due(discriminator, fakes, fake_labels, plan, step=step, waited=waited):
+            waited = 0
             public = _public(plan, public_stream, step, "generator")
             images, labels = _draw(generator, plan, training.generator_batch, public)  # (b, c, h, w), (b,)
             loss = adversarial_loss(discriminator(_view(images, plan, _public_draw(public)), labels))
             if released_mean is not None and training.embedding_weight > 0:
                 loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
-            parameters = list(generator.parameters())
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient
-            optimizers.generator.step()
-            _move_average(average, generator, training.ema)
+            if perceptual is not None:
+                loss = loss + training.perceptual_weight * perceptual_loss(images, labels, perceptual)
+            if reason := watch.diverged(images, labels, loss):
+                watch.roll_back(generator, average, discriminator, optimizers.generator, step=step, reason=reason)
+            else:
+                parameters = list(generator.parameters())
+                for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                    parameter.grad = gradient
+                optimizers.generator.step()
+                _move_average(average, generator, training.ema)
+                watch.keep(average, discriminator, step)
         progress("adversarial", step + 1 - first_step, steps)
-    generator.load_state_dict(average.state_dict())
+    generator.load_state_dict(watch.sound(average, step=first_step + steps).state_dict())
+
+
+def private_views(images: torch.Tensor, plan: Plan, entropy: Entropy) -> torch.Tensor:
+    """One random view of each real row, drawn from `entropy`."""
+    return _view(images, plan, _private_draw(entropy))
+
+
+def patient_gradients(discriminator: nn.Module, plan: Plan) -> PatientGradients | PenalisedGradients:
+    """What computes a step's clipped sum: the fast way, or row by row where each patient's loss holds a penalty."""
+    if plan.gradient_penalty != "patient":
+        return PatientGradients(discriminator)
+    weight = plan.training.gradient_penalty_weight
+    return PenalisedGradients(discriminator, penalty=input_penalty(plan), weight=weight)
+
+
+def step_discriminator(
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    noised: dict[str, torch.Tensor],
+    fakes: torch.Tensor,
+    fake_labels: torch.Tensor,
+    plan: Plan,
+) -> None:
+    """One step of the discriminator from a noised sum; all of it is post-processing.
+
+    Args:
+        discriminator: changed in place.
+        optimizer: of the discriminator.
+        noised: by parameter name, from `noised_sum`.
+        fakes: float (F, planes, h, w), those of the step; the gradient penalty is taken at them where the plan says so.
+        fake_labels: int64 (F,).
+        plan: denominator, penalty, and the bound on a WGAN critic's weights.
+    """
+    penalty: list[torch.Tensor] | list[float] = [0.0] * len(noised)
+    if plan.gradient_penalty == "fakes":
+        penalty = fakes_penalty(discriminator, fakes, fake_labels, plan)
+    for (name, parameter), penalised in zip(discriminator.named_parameters(), penalty, strict=True):
+        parameter.grad = noised[name].to(parameter.device) / plan.public_denominator + penalised
+    optimizer.step()
+    if plan.model.architecture == "wgan":
+        clip_weights(discriminator, plan.training.weight_clip)
 
 
 def public_labels(prior: tuple[float, ...], count: int, public: torch.Generator) -> torch.Tensor:
@@ -241,7 +327,7 @@ def _fill_moments(optimizer: torch.optim.Adam) -> None:
 
 
 Draw = Callable[[int, int], torch.Tensor]  # (high, n) -> int64 (n,) in 0..high-1
-_PURPOSES = ("fakes", "generator")
+_PURPOSES = ("fakes", "generator", "rehearsal", "watch")
 
 
 def _public(plan: Plan, stream: int, step: int, purpose: str) -> torch.Generator:
@@ -256,6 +342,25 @@ def _draw(generator: nn.Module, plan: Plan, count: int, public: torch.Generator)
     labels = public_labels(plan.image.label_prior, count, public).to(device)
     z = torch.randn(count, plan.model.latent, generator=public).to(device)
     return generator(z, labels), labels
+
+
+def _generator_is_due(
+    discriminator: nn.Module, fakes: torch.Tensor, labels: torch.Tensor, plan: Plan, *, step: int, waited: int
+) -> bool:
+    """Whether the generator steps now.
+
+    A fixed n_D counts steps. An adaptive one waits, between its least and its most, until the discriminator tells this
+    step's fakes apart well enough (Bie et al. 2023). It never asks about reals: their accuracy is private.
+    """
+    training = plan.training
+    if step < training.generator_delay:
+        return False
+    if training.discriminator_steps_most == 0:
+        return (step + 1) % training.discriminator_steps == 0
+    if training.discriminator_steps <= waited < training.discriminator_steps_most:
+        with torch.no_grad():
+            return bool((discriminator(fakes, labels) < 0).float().mean() >= training.fakes_accuracy)
+    return waited >= training.discriminator_steps_most
 
 
 def _public_draw(public: torch.Generator) -> Draw:

@@ -5,9 +5,10 @@ Each patient contributes one vector of norm at most 1; a hospital releases the n
 
     one_hot(y)  (x)  [ a phi(x),  b x / sqrt(pixels),  c ]        a^2 + b^2 + c^2 = 1
 
-with phi the random Fourier features of a Gaussian kernel (norm exactly 1), x the image shrunk to the feature size and
-scaled to [-1,1] (so x / sqrt(pixels) has norm at most 1), and the constant c. Summed over patients, the three parts of
-a class's block are its kernel mean embedding, its mean image and its mass, each times the number of its patients.
+with phi the random Fourier features of a Gaussian kernel, or of a mean of several widths (norm exactly 1), x the image
+shrunk to the feature size and scaled to [-1,1] (so x / sqrt(pixels) has norm at most 1), and the constant c. Summed
+over patients, the three parts of a class's block are its kernel mean embedding, its mean image and its mass, each times
+the number of its patients.
 Class shares are private. They are never assumed: the released mass of a class, noise included, divides its block.
 
 Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahimi and Recht (2007) for the features.
@@ -15,6 +16,7 @@ Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahim
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,16 +91,16 @@ def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
         Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and depends on no
         other patient. Not covered: any release; this function adds no noise.
     """
-    return torch.cat([*iter_patient_embeddings(cohort, plan), torch.zeros(0, embedding_size(plan))])
+    return torch.cat([*iter_patient_embeddings(cohort, plan)])
 
 
 @torch.no_grad()
 def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor]:
-    """`patient_embeddings` in blocks of at most BLOCK patients, for cohorts whose vectors do not fit in memory."""
+    """`patient_embeddings` in blocks of at most BLOCK patients, at least one, for vectors that do not fit in memory."""
     kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
     owners = cohort.owners[kept]
     labels, block = len(plan.image.labels), _block_size(plan)
-    for start in range(0, cohort.patients, BLOCK):
+    for start in range(0, max(1, cohort.patients), BLOCK):
         stop = min(start + BLOCK, cohort.patients)
         rows = kept[(owners >= start) & (owners < stop)]
         local = cohort.owners[rows] - start  # (r,)
@@ -135,6 +137,21 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
     floor = SMALLEST_SHARE * mass.sum()
     mass = mass.clamp(min=floor)
     return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
+
+
+def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:
+    """The plan whose label prior is the class shares of the release, where `image.released_prior` asks for it.
+
+    A noisy histogram of the classes that costs nothing more: its masses are part of the charged release. Shares are
+    rounded to a thousandth and none is below SMALLEST_SHARE, so that every party derives the same ones.
+    """
+    if released_mean is None or not plan.image.released_prior:
+        return plan
+    shares = class_means(released_mean, plan).shares.double()
+    thousandths = (1000 * shares).round().clamp(min=1)
+    thousandths[thousandths.argmax()] += 1000 - thousandths.sum()
+    prior = tuple(float(share) / 1000 for share in thousandths)
+    return dataclasses.replace(plan, image=dataclasses.replace(plan.image, label_prior=prior))
 
 
 def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -218,7 +235,8 @@ def _frequencies(plan: Plan) -> torch.Tensor:
     pixels = plan.planes * plan.warm_start.feature_size**2
     public = np.random.Generator(np.random.PCG64(plan.seed))
     normal = public.standard_normal((pixels, plan.warm_start.features // 2), dtype=np.float32)
-    return torch.from_numpy(normal / np.float32(plan.warm_start.bandwidth))
+    scales = np.array([plan.warm_start.bandwidth, *plan.warm_start.more_bandwidths], dtype=np.float32)
+    return torch.from_numpy(normal / scales[np.arange(normal.shape[1]) % len(scales)])
 
 
 def _first_images(owners: torch.Tensor, patients: int, most: int) -> torch.Tensor:

@@ -1,37 +1,61 @@
-"""The networks. `build_generator` and `build_discriminator` are all that other rooms need."""
+"""The networks, one file an architecture. `build_generator` and `build_discriminator` are all that other rooms need.
+
+A generator takes (z float (b, latent), labels int64 (b,)) to images (b, planes, size, size) in the plan's pixel range.
+A discriminator takes (images, labels) to one logit a row (b,), and has `feature_maps(images)`, its layers' activations.
+"""
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
+from torch import nn
 
+from ghostnet.models import dcgan, keras28, stylegan, wgan, wgan_gp
 from ghostnet.models.dcgan import Discriminator, Generator
-from ghostnet.plan import Plan
+from ghostnet.models.mixture import Mixture
+from ghostnet.plan import Architecture, Plan
 
-__all__ = ["Discriminator", "Generator", "build_discriminator", "build_generator"]
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "Mixture",
+    "build_discriminator",
+    "build_generator",
+    "build_published",
+    "noise_length",
+]
+
+_FILES: dict[Architecture, ModuleType] = {
+    "dcgan": dcgan,
+    "wgan": wgan,
+    "wgan-gp": wgan_gp,
+    "stylegan": stylegan,
+    "keras28": keras28,
+}
 
 
-def build_generator(plan: Plan) -> Generator:
+def build_generator(plan: Plan) -> nn.Module:
     """The plan's generator, with initial weights drawn from the plan's public seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        return Generator(
-            size=plan.image.size,
-            planes=plan.planes,
-            labels=len(plan.image.labels),
-            latent=plan.model.latent,
-            width=plan.model.generator_width,
-            pixel_range=plan.image.range,
-        )
+        generator: nn.Module = _FILES[plan.model.architecture].build_generator(plan)
+    return generator
 
 
-def build_discriminator(plan: Plan) -> Discriminator:
+def build_discriminator(plan: Plan) -> nn.Module:
     """The plan's discriminator, with initial weights drawn from the plan's public seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed + 1)  # another stream than the generator's
-        return Discriminator(
-            size=plan.image.size,
-            planes=plan.planes,
-            labels=len(plan.image.labels),
-            width=plan.model.discriminator_width,
-            norm=plan.model.discriminator_norm,
-        )
+        discriminator: nn.Module = _FILES[plan.model.architecture].build_discriminator(plan)
+    return discriminator
+
+
+def build_published(plan: Plan, checkpoints: int) -> nn.Module:
+    """The form that a sampler's weights are loaded into: one generator, or a mixture of so many."""
+    return build_generator(plan) if checkpoints == 1 else Mixture([build_generator(plan) for _ in range(checkpoints)])
+
+
+def noise_length(generator: nn.Module, plan: Plan) -> int:
+    """Numbers in the noise vector of one image: the plan's latent, and one more for a mixture."""
+    return plan.model.latent + isinstance(generator, Mixture)

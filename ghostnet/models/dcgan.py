@@ -1,10 +1,11 @@
-"""The DCGAN pair, conditional on the label, for square images of 28, 32 or 64 pixels a side.
+"""The DCGAN pair, conditional on the label, for square images of 28, 32, 64 or 128 pixels a side.
 
 Source: Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional GANs" (2015), with
 three changes that privacy asks for in the discriminator: GroupNorm or nothing where the paper has BatchNorm (which
 couples patients), logits where it has a Sigmoid, and only layers whose per-row gradients are cheap to clip.
 
-The 64-pixel pair is the paper's. The 32-pixel pair drops its widest layer; the 28-pixel pair starts from 7x7 maps.
+The 64-pixel pair is the paper's. The 32-pixel pair drops its widest layer, the 128-pixel pair has one wider one; the
+28-pixel pair starts from 7x7 maps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ghostnet.plan import Norm, PixelRange
+from ghostnet.plan import Norm, PixelRange, Plan
 from ghostnet.privacy.layers import row_independent
 
 INITIAL_STD = 0.02  # of every convolution's weights, from the paper
@@ -27,7 +28,7 @@ class Generator(nn.Module):
     generator never sees a real image.
 
     Args:
-        size: pixels a side, 28, 32 or 64.
+        size: pixels a side, 28, 32, 64 or 128.
         planes: channels drawn, image channels and then mask channels.
         labels: number of classes.
         latent: length of the noise vector.
@@ -80,7 +81,7 @@ class Discriminator(nn.Module):
     last layer, so that each class has its own read-out of shared features.
 
     Args:
-        size: pixels a side, 28, 32 or 64.
+        size: pixels a side, 28, 32, 64 or 128.
         planes: channels of an image, image channels and then mask channels.
         labels: number of classes.
         width: channels of the first layer.
@@ -118,15 +119,47 @@ class Discriminator(nn.Module):
         shared = self.head(features).flatten()  # (b,)
         return shared + (self.label_head(labels) * features.flatten(1)).sum(dim=1)
 
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Activations of every layer, (b, channels, h, w) each: what the perceptual loss compares."""
+        maps = []
+        for layer in self.features:
+            images = layer(images)
+            if isinstance(layer, nn.LeakyReLU):
+                maps.append(images)
+        return maps
+
     def parameter_counts(self) -> tuple[int, int]:
         """Numbers of weights (without label conditioning, of the label conditioning)."""
         label = self.label_head.weight.numel()
         return sum(p.numel() for p in self.parameters()) - label, label
 
 
+def build_generator(plan: Plan) -> Generator:
+    """The plan's generator; its initial weights come from torch's global generator."""
+    return Generator(
+        size=plan.image.size,
+        planes=plan.planes,
+        labels=len(plan.image.labels),
+        latent=plan.model.latent,
+        width=plan.model.generator_width,
+        pixel_range=plan.image.range,
+    )
+
+
+def build_discriminator(plan: Plan) -> Discriminator:
+    """The plan's discriminator; its initial weights come from torch's global generator."""
+    return Discriminator(
+        size=plan.image.size,
+        planes=plan.planes,
+        labels=len(plan.image.labels),
+        width=plan.model.discriminator_width,
+        norm=plan.model.discriminator_norm,
+    )
+
+
 def _pyramid(size: int) -> tuple[int, int]:
     """Pixels a side of the smallest maps, and how often they double up to `size`."""
-    return {28: (7, 2), 32: (4, 3), 64: (4, 4)}[size]
+    return {28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5)}[size]
 
 
 def _generator_norm(channels: int) -> list[nn.Module]:

@@ -267,7 +267,8 @@ def exact_figures(model: nn.Module, cohort: Cohort, classes: int) -> dict[str, f
 
     Returns:
         `auc` (two classes; over images, by the rank statistic), `auc_by_patient` (each patient weighs 1), `accuracy`,
-        `balanced_accuracy`, `recall_<class>`. None where a class has no image.
+        `balanced_accuracy`, `recall_<class>`; for more classes `auc_<class>` against all others and their mean
+        `macro_auc`. None where a class has no image.
 
     Guarantee:
         None: nothing here is noised, none of it may leave the hospital.
@@ -285,6 +286,11 @@ def exact_figures(model: nn.Module, cohort: Cohort, classes: int) -> dict[str, f
         by_patient = 1 / torch.bincount(cohort.owners, minlength=cohort.patients).clamp(min=1)[cohort.owners].double()
         found["auc"] = rank_auc(odds, labels)
         found["auc_by_patient"] = rank_auc(odds, labels, by_patient)
+    else:
+        against = {c: rank_auc(logits.log_softmax(dim=1)[:, c], (cohort.labels == c).long()) for c in range(classes)}
+        areas = [area for area in against.values() if area is not None]
+        found["macro_auc"] = sum(areas) / len(areas) if areas else None
+        found |= {f"auc_{c}": area for c, area in against.items()}
     return found | {f"recall_{c}": recall for c, recall in enumerate(recalls)}
 
 

@@ -58,11 +58,14 @@ class Classifier(nn.Module):
 
         Planes after the image channels (masks) are not looked at.
         """
+        return self.head(self.maps(images))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """The features that the last layer sees: float (b, c, h, w) -> (b, 64, 4, 4)."""
         images = images[:, : self.channels]
         centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
         standard = centred / (centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-3)
-        features = F.adaptive_avg_pool2d(self.features(standard), 4)  # a 4x4 map: where a finding is matters
-        return self.head(features)
+        return F.adaptive_avg_pool2d(self.features(standard), 4)  # a 4x4 map: where a finding is matters
 
 
 def build_classifier(*, channels: int, classes: int, seed: int = 0) -> Classifier:

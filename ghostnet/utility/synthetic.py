@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ghostnet.models import noise_length
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
 from ghostnet.utility import classification, classifier
@@ -52,8 +53,16 @@ def draw(generator: nn.Module, plan: Plan, n: int, *, seed: int) -> tuple[torch.
     public = torch.Generator().manual_seed(seed)
     prior = torch.tensor(plan.image.label_prior, dtype=torch.float64)
     labels = torch.multinomial(prior, n, replacement=True, generator=public)
-    network = copy.deepcopy(generator).eval()
-    parts = [
-        network(torch.randn(len(some), plan.model.latent, generator=public), some) for some in labels.split(DRAW_BATCH)
-    ]
-    return torch.cat(parts), labels
+    return _images(generator, plan, labels, public), labels
+
+
+@torch.no_grad()
+def draw_labels(generator: nn.Module, plan: Plan, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Synthetic images of given labels: int64 (n,) -> float32 (n, planes, h, w)."""
+    return _images(generator, plan, labels, torch.Generator().manual_seed(seed))
+
+
+def _images(generator: nn.Module, plan: Plan, labels: torch.Tensor, public: torch.Generator) -> torch.Tensor:
+    network, length = copy.deepcopy(generator).eval(), noise_length(generator, plan)
+    parts = [network(torch.randn(len(some), length, generator=public), some) for some in labels.split(DRAW_BATCH)]
+    return torch.cat(parts)

@@ -1,0 +1,183 @@
+"""How useful the samplers are: train on synthetic, test on real, one command a row.
+
+    python -m benchmarks.usefulness                          # lists the rows
+    python -m benchmarks.usefulness mnist-eps1 --data ../shared/data [--seeds 0,1,2] [--out runs/usefulness]
+    python -m benchmarks.usefulness --table [--json]         # the table of all that is done
+
+A row is a shipped plan with a few keys changed (benchmarks/usefulness.toml), so two rows of a comparison differ in
+exactly the keys that they name. Each seed is one `ghostnet simulate` in a process of its own, in OUT/ROW/SEED; a run
+that was stopped goes on where it was, one that is done is not repeated. The plan as it ran is beside its figures.
+Seeds are public randomness (networks, features, fakes, partition); sampling and noise are drawn afresh each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ghostnet.plan import plan_from_dict
+from ghostnet.privacy.claim import resolve
+
+ROWS_FILE = Path(__file__).with_suffix(".toml")
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+FIGURES = ("auc_exact", "accuracy_exact", "auc_real", "accuracy_real")
+LIKENESS = ("frechet", "kernel", "precision", "recall", "real_frechet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        says: what it shows, in words.
+        plan: name of a plan in docs/examples.
+        data: the NPZ file, below --data.
+        sites: simulated hospitals.
+        partition: as of `ghostnet simulate`.
+        change: dotted plan key -> value, over the shipped plan.
+        size: "cpu", or "gpu" for rows that want one.
+    """
+
+    says: str
+    plan: str
+    data: str
+    sites: int = 4
+    partition: str = "iid"
+    size: str = "cpu"
+    change: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    """Runs rows, or prints what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to run; without any, they are listed")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the NPZ files")
+    parser.add_argument("--out", type=Path, default=Path("runs/usefulness"), help="folder of the runs")
+    parser.add_argument("--seeds", default="0", help="public seeds, separated by commas")
+    parser.add_argument("--table", action="store_true", help="print the table of what is done, as Markdown")
+    parser.add_argument("--json", action="store_true", help="with --table: print JSON")
+    arguments = parser.parse_args()
+    rows = read_rows()
+    unknown = [name for name in arguments.rows if name not in rows]
+    if unknown:
+        parser.error(f"no row {unknown[0]!r} in {ROWS_FILE}; choose from: {', '.join(rows)}")
+    for name in arguments.rows:
+        for seed in arguments.seeds.split(","):
+            run_row(rows[name], arguments.out / name / seed, int(seed), arguments.data)
+    if arguments.table:
+        done = collect(rows, arguments.out)
+        print(json.dumps(done, indent=2) if arguments.json else table(done))
+    elif not arguments.rows:
+        print("\n".join(f"{name:28} {row.size:4} {row.says}" for name, row in rows.items()))
+
+
+def read_rows() -> dict[str, Row]:
+    """The rows of benchmarks/usefulness.toml."""
+    return {name: Row(**row) for name, row in tomllib.loads(ROWS_FILE.read_text(encoding="utf-8")).items()}
+
+
+def row_plan(row: Row, seed: int) -> dict[str, Any]:
+    """The shipped plan with the row's changes, as TOML tables; checked.
+
+    Raises:
+        PlanError: the changes make no plan.
+    """
+    tables = tomllib.loads((EXAMPLES / f"{row.plan}.toml").read_text(encoding="utf-8"))
+    for key, value in {**row.change, "seed": seed}.items():
+        *path, last = key.split(".")
+        table_ = tables
+        for part in path:
+            table_ = table_.setdefault(part, {})
+        table_[last] = value
+    resolve(plan_from_dict(tables, source=f"row of {row.plan}"))
+    return tables
+
+
+def run_row(row: Row, folder: Path, seed: int, data: Path) -> None:
+    """One seed of one row: starts it, goes on with it, or leaves it be when it is done."""
+    if (folder / "result.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, run = folder / "plan.toml", folder / "run"
+    plan.write_text(tomli_w.dumps(row_plan(row, seed)), encoding="utf-8")
+    command = [sys.executable, "-m", "ghostnet", "simulate", str(plan), "--data", str(data / row.data)]
+    command += ["--sites", str(row.sites), "--partition", row.partition, "--out", str(run)]
+    command += ["--resume"] if run.exists() else []
+    print(f"{folder}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    subprocess.run(command, check=True)  # noqa: S603 - our own program
+    report = json.loads((run / "report.json").read_text())
+    result = {
+        "seed": seed,
+        "wall_s": round(time.monotonic() - start, 1),
+        "epsilon_pld": report["privacy"]["epsilon_pld"],
+        "delta": report["privacy"]["delta"],
+        **report["utility"].get("classification", {}).get("simulation", {}),
+        **{key: value for key, value in report["fidelity"].items() if key in LIKENESS},
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def collect(rows: dict[str, Row], out: Path) -> list[dict[str, Any]]:
+    """Every row of which at least one seed is done: mean, spread and number of seeds of each figure."""
+    done = []
+    for name, row in rows.items():
+        results = [json.loads(path.read_text()) for path in sorted((out / name).glob("*/result.json"))]
+        if results:
+            known = {key for result in results for key in result}
+            figures = {key: _summary([r[key] for r in results if key in r]) for key in (*FIGURES, *LIKENESS, "wall_s")
+                       if key in known}  # fmt: skip
+            epsilon = max(result["epsilon_pld"] for result in results)
+            done.append({"row": name, "says": row.says, "seeds": len(results), "epsilon_pld": epsilon, **figures})
+    return done
+
+
+def table(done: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean over the seeds and, with three or more of them, their standard deviation."""
+    lines = [
+        "| row | what | epsilon | seeds | AUC | accuracy | real AUC / accuracy | Frechet (real) | recall | wall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in done:
+        real = " / ".join(_shown(entry.get(f"{metric}_real")) for metric in ("auc", "accuracy"))
+        cells = [
+            f"`{entry['row']}`",
+            entry["says"],
+            f"{entry['epsilon_pld']:.3g}",
+            str(entry["seeds"]),
+            _shown(entry.get("auc_exact")),
+            _shown(entry.get("accuracy_exact")),
+            real,
+            f"{_shown(entry.get('frechet'))} ({_shown(entry.get('real_frechet'))})",
+            _shown(entry.get("recall")),
+            f"{entry['wall_s']['mean'] / 60:.1f} min",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    spread = statistics.stdev(values) if len(values) > 2 else None
+    return {"mean": statistics.fmean(values), **({} if spread is None else {"spread": spread})}
+
+
+def _shown(figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "-"
+    spread = f" ± {figure['spread']:.3f}" if "spread" in figure else ""
+    return f"{figure['mean']:.3f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

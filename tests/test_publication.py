@@ -1,0 +1,146 @@
+"""What is published beside one plain generator: a mixture of checkpoints, a released prior, a public start."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ghostnet import warm_start
+from ghostnet.cli.main import app
+from ghostnet.errors import DataError, PlanError
+from ghostnet.models import Mixture, build_generator, noise_length
+from ghostnet.plan import Plan, plan_from_dict
+from ghostnet.privacy.certificate import verify_sampler
+from ghostnet.public_images import fit_public, load_public
+from ghostnet.sampler import Sampler, write_sampler
+from tests.plans import tiny_plan, tiny_plan_text
+
+
+def _plan(**tables: dict[str, object]) -> Plan:
+    raw = tiny_plan().to_dict()
+    for table, values in tables.items():
+        raw[table] |= values
+    return plan_from_dict(raw)
+
+
+def _generators(plan: Plan, count: int) -> list[torch.nn.Module]:
+    return [build_generator(dataclasses.replace(plan, seed=seed)).eval() for seed in range(count)]
+
+
+def test_a_mixture_draws_each_image_from_one_member_and_uses_all_of_them_equally():
+    plan = tiny_plan()
+    members = _generators(plan, 3)
+    mixture = Mixture(members).eval()
+    z = torch.randn(3000, noise_length(mixture, plan), generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(3000, dtype=torch.int64)
+    with torch.no_grad():
+        drawn = mixture(z, labels)
+        ours = [(member(z[:, :-1], labels) - drawn).abs().amax(dim=(1, 2, 3)) < 1e-4 for member in members]
+    shares = torch.stack(ours).float().mean(dim=1)
+    assert torch.stack(ours).sum(dim=0).eq(1).all()
+    assert (shares - 1 / 3).abs().max() < 0.04  # 4 standard deviations
+
+
+def test_a_mixture_survives_the_round_trip_and_draws_the_same_whatever_the_batch(tmp_path):
+    plan = tiny_plan()
+    write_sampler(tmp_path / "sampler", Mixture(_generators(plan, 2)), plan)
+    sampler = Sampler.load(tmp_path / "sampler")
+    assert sampler.config.checkpoints == 2
+    torch.testing.assert_close(sampler.draw(9, seed=3, batch_size=2).images, sampler.draw(20, seed=3).images[:9])
+
+
+def test_a_released_prior_is_the_release_s_class_shares():
+    plan = _plan(image={"released_prior": True})
+    size = warm_start.embedding_size(plan)
+    release = torch.zeros(size)
+    classes = len(plan.image.labels)
+    release.reshape(classes, -1)[:, -1] = warm_start.MASS_WEIGHT * torch.arange(1, classes + 1)
+    prior = warm_start.with_released_prior(plan, release).image.label_prior
+    assert prior == pytest.approx([(i + 1) / sum(range(1, classes + 1)) for i in range(classes)], abs=1e-3)
+    assert sum(prior) == pytest.approx(1, abs=1e-9)
+    assert warm_start.with_released_prior(tiny_plan(), release).image.label_prior == tiny_plan().image.label_prior
+
+
+def test_a_released_prior_or_a_public_start_needs_a_warm_start():
+    off = {"noise_multiplier": 0.0}
+    for tables in ({"image": {"released_prior": True}, "warm_start": off}, {"warm_start": off | {"public": "a.npz"}}):
+        with pytest.raises(PlanError, match="need a warm start"):
+            _plan(**tables)
+
+
+def _public_file(folder: Path, plan: Plan, labels: list[int]) -> Path:
+    path = folder / "public.npz"
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.array(labels))
+    return path
+
+
+def test_public_images_come_in_the_plan_s_size_and_range_and_are_named_by_their_hash(tmp_path):
+    plan = _plan(warm_start={"public": "public.npz"})
+    path = _public_file(tmp_path, plan, [0, 1] * 4)
+    public = load_public(plan, tmp_path)
+    assert public.images.shape == (8, plan.planes, plan.image.size, plan.image.size)
+    assert (public.source, public.sha256) == ("public.npz", hashlib.sha256(path.read_bytes()).hexdigest())
+    low = -1 if plan.image.range == "[-1,1]" else 0
+    assert low <= public.images.min()
+    assert public.images.max() <= 1
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 7], [-1, 0, 1]])
+def test_public_images_that_lack_a_label_or_have_a_strange_one_are_refused(tmp_path, labels):
+    plan = _plan(warm_start={"public": "public.npz"})
+    _public_file(tmp_path, plan, labels)
+    with pytest.raises(DataError, match="at least one image of each"):
+        load_public(plan, tmp_path)
+
+
+def test_a_missing_public_file_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_public(_plan(warm_start={"public": "nothing.npz"}), tmp_path)
+
+
+def test_a_public_start_brings_the_generator_nearer_to_its_images():
+    plan = _plan(warm_start={"public": "procedural", "steps": 40})
+    public = load_public(plan, Path())
+    assert torch.equal(public.images, load_public(plan, Path()).images)
+    generator = build_generator(plan)
+    labels = torch.arange(64) % len(plan.image.labels)
+    z = torch.randn(64, plan.model.latent, generator=torch.Generator().manual_seed(0))
+    target = warm_start.embed_images(public.images, plan).mean(0)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float((warm_start.embed_images(generator(z, labels), plan).mean(0) - target).norm())
+
+    before = distance()
+    fit_public(generator, public, plan)
+    assert distance() < 0.7 * before
+
+
+def test_a_run_publishes_mixture_prior_and_public_start_and_verifies(tmp_path):
+    plan_file = tmp_path / "plan.toml"
+    text = tiny_plan_text()
+    text = text.replace("[image]", "[image]\nreleased_prior = true", 1)
+    text = text.replace("[warm_start]", '[warm_start]\npublic = "procedural"', 1)
+    plan_file.write_text(text.replace("[federation]", "[federation]\ncheckpoints = 2", 1))
+    rng = np.random.default_rng(0)
+    data = tmp_path / "data.npz"
+    np.savez(data, images=rng.integers(0, 256, (90, 28, 28), dtype=np.uint8), labels=np.arange(90) % 3 // 2)
+    run = tmp_path / "run"
+    asked = ["simulate", str(plan_file), "--data", str(data), "--sites", "2", "--out", str(run)]
+    answer = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    certificate = json.loads((run / "sampler" / "certificate.json").read_text())
+    assert certificate["public_images"]["source"] == "procedural"
+    sampler = Sampler.load(run / "sampler")
+    assert sampler.config.checkpoints == 2
+    assert sampler.config.image.label_prior != tiny_plan().image.label_prior
+    assert sampler.config.image.label_prior[0] == pytest.approx(2 / 3, abs=0.15)
+    assert [check.name for check in verify_sampler(run / "sampler") if not check.passed] == []
