@@ -11,7 +11,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def _answered(message: Message, handler: Handler, open_site: Callable[[], Site])
         site = open_site()
         log = _site_log(site.config.state / "site.log")
         plan, run_id = _plan_and_run(message)
-        content = handler(site, plan, run_id, message)
+        with _heard(log):
+            content = handler(site, plan, run_id, message)
         _countersign(site, message)
         return Message(content, reply_to=message)
     except (PolicyError, LedgerError) as refusal:
@@ -190,6 +192,19 @@ def _site_log(path: Path) -> logging.Logger:
     log.propagate = False
     path.chmod(0o600)
     return log
+
+
+@contextmanager
+def _heard(log: logging.Logger) -> Iterator[None]:
+    """Writes what the training says meanwhile (a generator that diverged) to this hospital's log too."""
+    training = logging.getLogger("ghostnet")
+    for handler in log.handlers:
+        training.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in log.handlers:
+            training.removeHandler(handler)
 
 
 def _text(message: Message, key: str, *, limit: int) -> str:

@@ -1,19 +1,23 @@
 """What the hospital allows: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
-runs exactly as it is written. Each refusal has a number (P01 to P14) that may leave the hospital; its text may not.
+runs exactly as it is written. Each refusal has a number (P01 to P18) that may leave the hospital; its text may not.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from client.masking import bad_peers
 from ghostnet.errors import GhostNetError, PolicyError
+from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan import Plan
-from ghostnet.privacy.claim import claim
+from ghostnet.privacy.accounting import epsilon_pld
+from ghostnet.privacy.claim import claim, plan_events
+from ghostnet.privacy.events import Event, SharedNoiseSteps, coalition_events
 
 ANY_PLAN = ("any",)
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -42,6 +46,9 @@ class PolicySpec:
     max_rounds: int = 1000
     max_steps: int = 100_000  # discriminator steps of one run
     max_sampling_rate: float = 0.5
+    max_coalition_epsilon: float = 0.0  # share = "pooled": most that all runs together may tell the coordinator and all
+    # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
+    peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
     approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
     allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
 
@@ -65,6 +72,7 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
     refusals = refusals or list(_claim(plan))  # the accountant is only asked about numbers that make sense
     if refusals:
         raise PolicyError("; ".join(refusals))
+    check_coalition(plan_events(plan), policy)
 
 
 def _number(value: object) -> float:
@@ -97,10 +105,11 @@ def _noise(plan: Plan, policy: PolicySpec) -> Iterator[str]:
     trains = plan.federation.rounds != 0 or plan.privacy.steps != 0
     if trains and not _number(sigma) >= least:
         yield f"P03: privacy.noise_multiplier = {sigma} {wanted}"
-    # 0 switches these two off; nothing is released then.
+    # 0 switches these off; nothing is released then.
     for code, key, value in (
         ("P04", "warm_start.noise_multiplier", plan.warm_start.noise_multiplier),
         ("P05", "utility.noise_multiplier", plan.utility.noise_multiplier),
+        ("P16", "training.perceptual_noise_multiplier", plan.training.perceptual_noise_multiplier),
     ):
         if not (_number(value) == 0 or _number(value) >= least):
             yield f"{code}: {key} = {value} is neither 0 (off) nor enough: it {wanted}"
@@ -132,6 +141,25 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
 
 
+def check_patients(patients: int, plan: Plan) -> None:
+    """Refuses to train on more patients than the plan's accounting of truncated batches is for.
+
+    Args:
+        patients: SENSITIVE, number of training patients; it is in no message.
+        plan: with `privacy.patients_at_most`; 0, where no batch is truncated, asks for nothing.
+
+    Raises:
+        PolicyError: P15, always in the same words. The refusal itself tells the coordinator that there are more, which
+            is why the bound must be one that is public and generous.
+    """
+    bound = plan.privacy.patients_at_most
+    if bound and patients > bound:
+        raise PolicyError(
+            "P15: privacy.patients_at_most is not a bound on this hospital's training patients; a plan that truncates "
+            "batches needs one that is"
+        )
+
+
 def _load(plan: Plan) -> Iterator[str]:
     for key, most in _MOST_OF.items():
         table, _, name = key.partition(".")
@@ -143,6 +171,12 @@ def _load(plan: Plan) -> Iterator[str]:
 
 
 def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    kept, bound = _whole(plan.privacy.truncate_batch), _whole(plan.privacy.patients_at_most)
+    if not (kept == bound == 0 or (kept >= 1 and bound >= 1)):
+        yield (
+            f"P15: privacy.truncate_batch = {plan.privacy.truncate_batch} and patients_at_most = "
+            f"{plan.privacy.patients_at_most} are not both 0 or both whole numbers >= 1"
+        )
     if not _LEAST_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MOST_CLIP_NORM:
         yield (
             f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_LEAST_CLIP_NORM} to {_MOST_CLIP_NORM}, where "
@@ -150,12 +184,51 @@ def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
     if plan.model.discriminator_norm not in ("none", "group"):
         yield f"P11: model.discriminator_norm = {plan.model.discriminator_norm!r} couples patients; use none or group"
-    if plan.federation.share != "generator":
+    if plan.federation.share not in ("generator", "gan", "pooled"):
         yield f"P11: federation.share = {plan.federation.share!r} is not something that this hospital releases"
+    if plan.federation.share == "pooled":
+        yield from _pooled(plan, policy)
     if not _is_approved(plan, policy.approved_plans):
         yield "P12: nobody here has approved this plan; add its hash to [policy].approved_plans once you have read it"
     if plan.utility.real_reference is not False and policy.allow_real_reference is not True:
         yield "P13: utility.real_reference asks for figures outside the budget ([policy].allow_real_reference = false)"
+
+
+def _pooled(plan: Plan, policy: PolicySpec) -> Iterator[str]:
+    hospitals, steps = _whole(plan.federation.hospitals), _whole(plan.privacy.steps)
+    if not _number(policy.max_coalition_epsilon) > 0:
+        yield (
+            "P17: federation.share = 'pooled' needs leave from this hospital: it adds a part of the noise only. Set "
+            "[policy].max_coalition_epsilon to what the others together may learn"
+        )
+    if not (2 <= hospitals <= MOST_POOLED_HOSPITALS and 1 <= steps <= MOST_POOLED_STEPS):
+        yield (
+            f"P17: {plan.federation.hospitals} hospitals and {plan.privacy.steps} steps are not 2 to "
+            f"{MOST_POOLED_HOSPITALS} and 1 to {MOST_POOLED_STEPS}, as pooled runs go"
+        )
+    if bad := bad_peers(policy.peers):
+        yield f"P18: [policy].peers holds {bad[0][:80]!r}, which is not 'name=64 hexadecimal digits'"
+
+
+def check_coalition(events: Sequence[Event], policy: PolicySpec) -> None:
+    """Refuses what would tell the coordinator and all other hospitals together more than the hospital allows.
+
+    Args:
+        events: of all runs on these patients, the one that is asked for included.
+        policy: the hospital's limits.
+
+    Raises:
+        PolicyError: P17. Without a pooled run nobody knows a part of the noise, and max_epsilon says it all.
+    """
+    if not any(isinstance(event, SharedNoiseSteps) for event in events):
+        return
+    epsilon = epsilon_pld(coalition_events(events), policy.delta)
+    if not epsilon <= _number(policy.max_coalition_epsilon):
+        raise PolicyError(
+            f"P17: the coordinator together with all other hospitals could learn epsilon {epsilon:.4f} of a patient "
+            f"over all runs (delta {policy.delta:g}), over [policy].max_coalition_epsilon = "
+            f"{policy.max_coalition_epsilon}"
+        )
 
 
 def _is_approved(plan: Plan, approved: tuple[str, ...]) -> bool:

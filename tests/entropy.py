@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from ghostnet.privacy import noise
+from ghostnet.privacy.discrete_gaussian import discrete_gaussian_from
 
 
 class SeededEntropy:
@@ -35,7 +36,7 @@ class SeededEntropy:
 
     def discrete_gaussian(self, n: int, std: float) -> NDArray[np.int64]:
         """See `noise.Entropy.discrete_gaussian`."""
-        return noise.discrete_gaussian_from(self.words, n, std)
+        return discrete_gaussian_from(self.words, n, std)
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
         """See `noise.Entropy.gaussian`."""

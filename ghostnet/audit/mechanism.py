@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ghostnet import training
@@ -35,14 +36,15 @@ from ghostnet.audit.canary_checks import (
     claimed_tradeoff,
     log_likelihood_ratios,
 )
-from ghostnet.audit.conformance import check_noise_scale, check_poisson_sampling
+from ghostnet.audit.conformance import check_batch_sizes, check_noise_scale, check_poisson_sampling
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
 from ghostnet.cohort import Cohort
 from ghostnet.errors import AuditError
 from ghostnet.plan import Plan
-from ghostnet.privacy.accounting import Event, PoissonGaussianSteps, epsilon_pld, epsilon_rdp
+from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
 from ghostnet.privacy.claim import plan_events
+from ghostnet.privacy.events import Event, PoissonGaussianSteps, TruncatedPoissonGaussianSteps
 from ghostnet.privacy.noise import Entropy, SystemEntropy
 from ghostnet.progress import Progress, silent
 
@@ -152,6 +154,7 @@ def audit_mechanism(
         _check_sensitivity(build, plan, profile, progress),
         *_check_noise(build, plan, event, entropy, progress),
         *_check_participation(build, plan, event, profile, entropy, progress),
+        check_truncation(build, plan, profile, entropy, progress),
     ]
     included = entropy.uniform(profile.canaries) < 0.5
     cohort = canaries.with_canaries(canaries.phantom_cohort(profile.patients), included, profile.images_each)
@@ -298,17 +301,7 @@ def _check_participation(
 ) -> Iterator[Finding]:
     """A run with real coins and no noise, whose release tells who took part and with how much."""
     plan = replace(plan, privacy=replace(plan.privacy, steps=profile.watched_steps))
-    everyone = np.ones(profile.watched, bool)
-    released = canaries.canary_releases(
-        build.train_round,
-        plan,
-        canaries.with_canaries(canaries.phantom_cohort(0), everyone, profile.images_each),
-        canaries=profile.watched,
-        entropy=CoinsWithoutNoise(entropy),
-        progress=_named(progress, "participation"),
-    )
-    if len(released) < 2:
-        raise AuditError(f"build {build.name!r} released {len(released)} sums in {profile.watched_steps} steps")
+    released = _watched(build, plan, profile, entropy, _named(progress, "participation"))
     yield check_contribution(released, profile.images_each)
     yield check_poisson_sampling(
         lambda *_: [torch.from_numpy(np.flatnonzero(step > 0.5)) for step in released],
@@ -317,3 +310,48 @@ def _check_participation(
         steps=len(released),
         entropy=entropy,
     )
+
+
+def check_truncation(
+    build: Build, plan: Plan, profile: Profile, entropy: Entropy, progress: Progress = silent
+) -> Finding:
+    """Where a plan truncates batches, the build does so as it accounts for it.
+
+    Args:
+        build: under audit.
+        plan: from `audit_plan`; the truncation is added here.
+        profile: sizes of the audit.
+        entropy: of the coins.
+        progress: told (check, done, total).
+    """
+    keep = max(1, int(0.8 * plan.privacy.sampling_rate * profile.watched))
+    privacy = replace(plan.privacy, truncate_batch=keep, patients_at_most=profile.watched)
+    plan = replace(plan, privacy=replace(privacy, steps=max(2, profile.watched_steps // 2)))
+    event = next(iter(build.plan_events(plan)), None)
+    released = _watched(build, plan, profile, entropy, _named(progress, "truncation"))
+    at_most = profile.watched  # what an event that knows of no truncation stands for
+    if isinstance(event, TruncatedPoissonGaussianSteps) and event.patients_at_most >= profile.watched:
+        at_most = event.truncate_batch
+    return check_batch_sizes(
+        lambda *_: [torch.from_numpy(np.flatnonzero(step > 0.5)) for step in released],
+        patients=profile.watched,
+        sampling_rate=plan.privacy.sampling_rate,
+        at_most=at_most,
+        steps=len(released),
+        entropy=entropy,
+    )
+
+
+def _watched(build: Build, plan: Plan, profile: Profile, entropy: Entropy, progress: Progress) -> NDArray[np.float64]:
+    """Releases without noise of a run in which everyone is a canary, (steps, watched), in units of C."""
+    released = canaries.canary_releases(
+        build.train_round,
+        plan,
+        canaries.with_canaries(canaries.phantom_cohort(0), np.ones(profile.watched, bool), profile.images_each),
+        canaries=profile.watched,
+        entropy=CoinsWithoutNoise(entropy),
+        progress=progress,
+    )
+    if len(released) < 2:
+        raise AuditError(f"build {build.name!r} released {len(released)} sums in {plan.privacy.steps} steps")
+    return released

@@ -1,28 +1,66 @@
 """What a list of mechanisms costs one patient: epsilon by PLD, cross-checked by RDP.
 
-Typed events are the record of what was released; epsilon is always recomputed from them. Both accountants are for the
-add/remove adjacency of one unit whose influence on each noised sum is at most the norm bound (L2 sensitivity 1 in units
-of the noise multiplier). The privacy loss distribution (Google dp-accounting, connect-the-dots, pessimistic) is the
-authority; Renyi DP (Opacus) is looser, and independent code.
+Both accountants are for the add/remove adjacency of one unit whose influence on each noised sum is at most the norm
+bound (L2 sensitivity 1 in units of the noise multiplier). The privacy loss distribution (Google dp-accounting,
+connect-the-dots, pessimistic) is the authority; Renyi DP (Opacus) is looser, and independent code.
+
+Steps whose batch is truncated to b patients, in a cohort of n <= N (dp-accounting's TruncatedSubsampledGaussianDpEvent;
+arXiv 2508.15089) are counted as a mixture that holds for every such n, because n itself is private:
+
+- Let K of the n - 1 others join. K has the same law with and without the patient, so it may be told to the attacker.
+- K < b: nothing is cut off. This is the sampled Gaussian (q, sigma).
+- K >= b: without the patient, the batch T is a uniform b-subset of the others. With the patient, who joins and stays
+  with probability p = E[q b / (K + 1) | K >= b] < q, it is T with one uniform member replaced. Given T and the member
+  the sum moves by at most 2 C or not at all: the sampled Gaussian (p, sigma / 2), and (q, sigma / 2) dominates it.
+- (q, sigma / 2) also dominates (q, sigma), so more weight on K >= b costs more; P[K >= b] grows with n. Taken at N it
+  stands for every n <= N.
+
+The library's own event takes n as known. Read with N for n it is not a bound: its epsilon falls again as n grows, since
+p does (a test shows this).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
+import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from opacus.accountants.analysis import rdp
 from scipy.optimize import brentq
 
 from ghostnet.errors import PlanError
-from ghostnet.tables import read_table
+from ghostnet.privacy.events import (
+    Event,
+    GaussianRelease,
+    PoissonGaussianSteps,
+    TruncatedPoissonGaussianSteps,
+    event_from_dict,
+    event_to_dict,
+    repeat_for_hospitals,
+    sampled_steps,
+    truncation_probability,
+)
+
+__all__ = [
+    "EPSILON_CEILING",
+    "EPSILON_STEP",
+    "Event",
+    "GaussianRelease",
+    "PoissonGaussianSteps",
+    "TruncatedPoissonGaussianSteps",
+    "accountants_agree",
+    "calibrate_noise_multiplier",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "event_from_dict",
+    "event_to_dict",
+    "repeat_for_hospitals",
+]
 
 EPSILON_STEP = 1e-4
 """Every reported epsilon is rounded up to a multiple of this."""
@@ -43,63 +81,6 @@ _ORDERS = (
 _CEILING_ORDERS = [1.05, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0, 64.0]  # enough to see whether the ceiling is passed
 
 
-@dataclass(frozen=True, kw_only=True)
-class GaussianRelease:
-    """Sums over all patients, each patient's part of norm <= 1 (in the clip's unit), released with Gaussian noise."""
-
-    name: str  # what was released, for people
-    noise_multiplier: float  # standard deviation over norm bound; 0 = released without noise
-    count: int = 1  # releases of this kind
-
-    def __post_init__(self) -> None:
-        """Refuses values outside their range (`PlanError`)."""
-        _check_event(self, self.noise_multiplier, 1.0, self.count)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoissonGaussianSteps:
-    """Gaussian releases over a fresh sample of patients each, every patient joining independently."""
-
-    name: str  # what was released, for people
-    sampling_rate: float  # q in (0, 1]
-    noise_multiplier: float  # standard deviation over norm bound; 0 = released without noise
-    steps: int
-
-    def __post_init__(self) -> None:
-        """Refuses values outside their range (`PlanError`)."""
-        _check_event(self, self.noise_multiplier, self.sampling_rate, self.steps)
-
-
-Event = GaussianRelease | PoissonGaussianSteps
-
-_KINDS: dict[str, type[GaussianRelease] | type[PoissonGaussianSteps]] = {
-    "gaussian": GaussianRelease,
-    "poisson-gaussian": PoissonGaussianSteps,
-}
-
-
-def event_to_dict(event: Event) -> dict[str, Any]:
-    """The event as JSON values, with its kind under `mechanism`."""
-    kind = next(kind for kind, cls in _KINDS.items() if type(event) is cls)
-    return {"mechanism": kind, **dataclasses.asdict(event)}
-
-
-def event_from_dict(raw: Mapping[str, Any]) -> Event:
-    """Reads what `event_to_dict` wrote.
-
-    Raises:
-        PlanError: an unknown mechanism, a missing or unknown key, a value of the wrong type or out of range.
-    """
-    fields = dict(raw) if isinstance(raw, Mapping) else {}
-    kind = fields.pop("mechanism", None)
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise PlanError(f"mechanism = {kind!r} is not one of {', '.join(_KINDS)}; the event is not of this version")
-    absent = {field.name for field in dataclasses.fields(_KINDS[kind])} - fields.keys()
-    if absent:
-        raise PlanError(f"a {kind} event has no {', '.join(sorted(absent))}; every number that was spent must be there")
-    return read_table(_KINDS[kind], fields, source=f"{kind} event", error=PlanError)
-
-
 def epsilon_pld(events: Sequence[Event], delta: float) -> float:
     """Epsilon of all events together at `delta`, by privacy loss distributions.
 
@@ -115,7 +96,8 @@ def epsilon_pld(events: Sequence[Event], delta: float) -> float:
 
     Guarantee:
         Unit and sensitivity: those of the events' sums. Adjacency: add/remove one unit.
-        Assumes: independent Poisson sampling at the stated rate, Gaussian noise as in noise.py.
+        Assumes: independent Poisson sampling at the stated rate, Gaussian noise as in noise.py; for truncated steps,
+        at most `patients_at_most` patients.
         Source: Doroshenko et al., arXiv 2207.04380 (connect the dots).
     """
     _check_delta(delta)
@@ -145,24 +127,15 @@ def accountants_agree(by_pld: float, by_rdp: float) -> bool:
     return by_pld <= by_rdp * 1.001 + 0.05
 
 
-def repeat_for_hospitals(events: Sequence[Event], hospitals: int) -> tuple[Event, ...]:
-    """The events that one patient is part of who is a patient of `hospitals` hospitals of one federation.
-
-    Raises:
-        PlanError: hospitals < 1.
-    """
-    if isinstance(hospitals, bool) or hospitals < 1:
-        raise PlanError(f"hospitals = {hospitals!r} is not a whole number >= 1; set [federation].hospitals_per_patient")
-    return tuple(
-        dataclasses.replace(event, count=event.count * hospitals)
-        if isinstance(event, GaussianRelease)
-        else dataclasses.replace(event, steps=event.steps * hospitals)
-        for event in events
-    )
-
-
 def calibrate_noise_multiplier(
-    *, epsilon: float, delta: float, sampling_rate: float, steps: int, other: Sequence[Event]
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    other: Sequence[Event],
+    truncate_batch: int = 0,
+    patients_at_most: int = 0,
 ) -> float:
     """The least noise, on a grid of 1/1000, with which all events stay within a budget.
 
@@ -172,6 +145,8 @@ def calibrate_noise_multiplier(
         sampling_rate: q of the steps to calibrate.
         steps: how many, >= 1.
         other: events that are fixed already and share the budget.
+        truncate_batch: patients that a step keeps at most; 0 = all.
+        patients_at_most: public bound on the patients, where a batch is truncated.
 
     Returns:
         The noise multiplier: `epsilon_pld` of the other events and the steps is <= epsilon, and one grid step less
@@ -191,11 +166,15 @@ def calibrate_noise_multiplier(
         )
 
     def planned(sigma_steps: float) -> list[Event]:
-        sigma = sigma_steps / _SIGMA_STEPS
-        return [
-            *other,
-            PoissonGaussianSteps(name="planned", sampling_rate=sampling_rate, noise_multiplier=sigma, steps=steps),
-        ]
+        step_event = sampled_steps(
+            name="planned",
+            sampling_rate=sampling_rate,
+            noise_multiplier=sigma_steps / _SIGMA_STEPS,
+            steps=steps,
+            truncate_batch=truncate_batch,
+            patients_at_most=patients_at_most,
+        )
+        return [*other, step_event]
 
     def fits(sigma_steps: int) -> bool:
         return epsilon_pld(planned(sigma_steps), delta) <= epsilon
@@ -209,31 +188,32 @@ def calibrate_noise_multiplier(
     return _least(fits, guess) / _SIGMA_STEPS
 
 
-Composition = tuple[tuple[float, float, int], ...]
-"""Sorted (sampling_rate, noise_multiplier, steps), what both accountants work on."""
+Composition = tuple[tuple[float, float, float, int], ...]
+"""Sorted (sampling_rate, noise_multiplier, truncation probability, steps), what both accountants work on."""
 
 
 def _composition(events: Sequence[Event]) -> Composition:
     """Equal mechanisms added up; unsampled Gaussians as one, since k of them at sigma are one at sigma / sqrt(k)."""
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[tuple[float, float, float]] = Counter()
     precision = 0.0  # sum of count / sigma^2
     for event in events:
         rate, count = (1.0, event.count) if isinstance(event, GaussianRelease) else (event.sampling_rate, event.steps)
         if not count:
             continue
         if event.noise_multiplier == 0:
-            return ((1.0, 0.0, 1),)
-        if rate == 1:
+            return ((1.0, 0.0, 0.0, 1),)
+        truncated = truncation_probability(event) if isinstance(event, TruncatedPoissonGaussianSteps) else 0.0
+        if rate == 1 and truncated == 0:
             precision += count / event.noise_multiplier / event.noise_multiplier
         else:
-            steps[rate, event.noise_multiplier] += count
+            steps[rate, event.noise_multiplier, truncated] += count
     if precision:
-        steps[1.0, precision**-0.5] += 1
-    return tuple(sorted((rate, sigma, count) for (rate, sigma), count in steps.items()))
+        steps[1.0, precision**-0.5, 0.0] += 1
+    return tuple(sorted((*mechanism, count) for mechanism, count in steps.items()))
 
 
 def _interval(composition: Composition) -> float:
-    return _COARSE_INTERVAL if any(sigma < _COARSE_BELOW for _, sigma, _ in composition) else _INTERVAL
+    return _COARSE_INTERVAL if any(sigma < _COARSE_BELOW for _, sigma, _, _ in composition) else _INTERVAL
 
 
 @lru_cache(maxsize=256)
@@ -243,16 +223,20 @@ def _epsilon_pld(composition: Composition, delta: float, interval: float) -> flo
     # RDP at any orders is an upper bound, so what is called infinite here may be less, never more.
     if _renyi_epsilon(composition, delta, _CEILING_ORDERS) > EPSILON_CEILING:
         return math.inf
-    losses = (_losses(rate, sigma, interval).self_compose(count) for rate, sigma, count in composition)
+    losses = (_losses(rate, sigma, cut, interval).self_compose(count) for rate, sigma, cut, count in composition)
     total = reduce(lambda left, right: left.compose(right), losses)
     return _round_up(float(total.get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=8)  # tens of megabytes each; calibration and hospitals_per_patient come back to the same ones
-def _losses(rate: float, sigma: float, interval: float) -> Any:
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
-    )
+def _losses(rate: float, sigma: float, truncated: float, interval: float) -> Any:
+    def sampled(sigma: float) -> Any:
+        return privacy_loss_distribution.from_gaussian_mechanism(
+            standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
+        )
+
+    whole = sampled(sigma)
+    return sampled(sigma / 2).compute_mixture(whole, truncated) if truncated else whole
 
 
 @lru_cache(maxsize=256)
@@ -263,14 +247,23 @@ def _epsilon_rdp(composition: Composition, delta: float) -> float:
 def _renyi_epsilon(composition: Composition, delta: float, orders: list[float]) -> float:
     if composition[0][1] == 0:
         return math.inf
-    divergences = sum(
-        rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=count, orders=orders)
-        for rate, sigma, count in composition
-    )
+    divergences = sum(_renyi_divergences(*mechanism, orders) for mechanism in composition)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns when the first or last order is the best; the bound holds anyway
         epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergences, delta=delta)
     return max(float(epsilon), 0.0)
+
+
+def _renyi_divergences(rate: float, sigma: float, truncated: float, steps: int, orders: list[float]) -> Any:
+    """Of all steps together at each order; a mixture's exp((order - 1) divergence) is the mixture of its parts'."""
+    whole = np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders))
+    if not truncated:
+        return steps * whole
+    cut = np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma / 2, steps=1, orders=orders))
+    with np.errstate(divide="ignore"):  # log(0) where every sample is truncated
+        weight, rest = np.log(truncated), np.log1p(-truncated)
+    above_one = np.asarray(orders) - 1
+    return steps * np.logaddexp(rest + above_one * whole, weight + above_one * cut) / above_one
 
 
 def _round_up(epsilon: float) -> float:
@@ -320,13 +313,3 @@ def _least(fits: Callable[[int], bool], guess: int) -> int:
 def _check_delta(delta: float) -> None:
     if isinstance(delta, bool) or not 0 < delta < 1:
         raise PlanError(f"delta = {delta!r} is not a number > 0 and < 1; set [privacy].delta in plan.toml")
-
-
-def _check_event(event: Event, noise_multiplier: float, rate: float, count: int) -> None:
-    if not (isinstance(event.name, str) and event.name):
-        raise PlanError(f"{event} has no name; say what was released")
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (noise_multiplier, rate, count))
-    if not (numbers and isinstance(count, int) and math.isfinite(noise_multiplier) and noise_multiplier >= 0):
-        raise PlanError(f"{event}: noise_multiplier must be a finite number >= 0, the releases a whole number")
-    if not (0 < rate <= 1 and count >= 0):
-        raise PlanError(f"{event}: the sampling rate must be in (0, 1], the number of releases >= 0")

@@ -24,14 +24,15 @@ from ghostnet.privacy.accounting import event_from_dict, event_to_dict
 from ghostnet.privacy.chain import ADJACENCY, UNIT
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.statement import (
-    STATEMENT_KEYS,
     SiteStatement,
     code_version,
     events_epsilons,
     mechanism,
     plan_epsilons,
     site_statement,
+    statement_keys,
 )
+from ghostnet.secure_sum import hospitals_sha256
 from ghostnet.tables import read_table
 
 __all__ = [
@@ -69,6 +70,7 @@ def build_certificate(
     statements: Sequence[SiteStatement],
     server_key: Ed25519PrivateKey,
     other_files: Mapping[str, str] | None = None,
+    public_images: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Binds the hospitals' statements to the sampler's files and signs the whole.
 
@@ -80,6 +82,7 @@ def build_certificate(
         statements: one of each hospital that took part.
         server_key: the coordinator's key.
         other_files: name to SHA-256 of every other file of the folder (README.md, samples.png).
+        public_images: `source` and `sha256` of the public images that the generator started from, if there were any.
 
     Raises:
         VerifyError: there is no statement, or one that is not about this run, plan and weights.
@@ -104,6 +107,7 @@ def build_certificate(
         "ledger_heads": {statement["site"]: statement["ledger_head"] for statement in statements},
         "statements": sorted(statements, key=lambda statement: str(statement["site"])),
         "server_public_key": keys.public_hex(server_key),
+        **({"public_images": dict(public_images)} if public_images else {}),
     }
     return {**certificate, "signature": keys.sign(server_key, certificate)}
 
@@ -154,6 +158,8 @@ def verify_sampler(folder: Path, *, trusted_keys: Mapping[str, str] | None = Non
         checks.append(_check("mechanism", partial(_mechanism, certificate, plans[0])))
         checks.append(_check("epsilon", partial(_plan_epsilon, certificate, plans[0])))
         checks.append(_check("statements", partial(_all_statements, certificate)))
+        if plans[0].federation.is_pooled:
+            checks.append(_check("pooled hospitals", partial(_pooled_hospitals, certificate, plans[0])))
         checks.extend(_statement_checks(certificate, plans[0]))
     if trusted_keys is not None:
         checks.append(_check("trusted keys", partial(_trusted, certificate, trusted_keys)))
@@ -236,6 +242,7 @@ def _mechanism(certificate: dict[str, Any], plan: Plan) -> str:
         _require(certificate[name] == expected, f"{name} is not what the plan says")
     signed = {"format", "code_version", "run_id", "plan", "plan_hash", "files", "weights_sha256", "config_sha256"}
     signed |= {"ledger_heads", "statements", "server_public_key", "signature", *mechanism(plan), *plan_epsilons(plan)}
+    signed |= {"public_images"} if plan.warm_start.public else set()
     _require(set(certificate) == signed, f"unknown or missing: {', '.join(sorted(set(certificate) ^ signed))}")
     return f"unit {UNIT}, {ADJACENCY}"
 
@@ -273,16 +280,29 @@ def _statement_checks(certificate: dict[str, Any], plan: Plan) -> Iterator[Check
     statements = certificate.get("statements")
     for statement in statements if isinstance(statements, list) else ():
         site = statement.get("site") if isinstance(statement, dict) else statement
-        yield _check(f"statement {site}: signature", partial(_statement_signature, statement))
+        yield _check(f"statement {site}: signature", partial(_statement_signature, statement, plan))
         yield _check(f"statement {site}: plan", partial(_statement_plan, statement, certificate, plan))
         yield _check(f"statement {site}: epsilon", partial(_statement_epsilon, statement))
 
 
-def _statement_signature(statement: SiteStatement) -> str:
-    document = {key: value for key, value in statement.items() if key != "signature"}
+def _pooled_hospitals(certificate: dict[str, Any], plan: Plan) -> str:
+    """Every hospital signed, and each masked its sums with exactly the others that signed."""
+    statements = certificate["statements"]
     _require(
-        set(statement) == STATEMENT_KEYS, f"unknown or missing: {', '.join(sorted(set(statement) ^ STATEMENT_KEYS))}"
+        len(statements) == plan.federation.hospitals,
+        f"{len(statements)} hospitals have signed, the noise is that of {plan.federation.hospitals} together",
     )
+    known = hospitals_sha256(certificate["run_id"], {s["site"]: s["public_key"] for s in statements})
+    for statement in statements:
+        problem = f"{statement['site']} masked its sums with other hospitals than those that signed"
+        _require(statement["masked_with"].get("hospitals_sha256") == known, problem)
+    return f"{len(statements)} hospitals, each masked with all others"
+
+
+def _statement_signature(statement: SiteStatement, plan: Plan) -> str:
+    document = {key: value for key, value in statement.items() if key != "signature"}
+    wrong = set(statement) ^ statement_keys(plan)
+    _require(not wrong, f"unknown or missing: {', '.join(sorted(wrong))}")
     holds = keys.verify(statement["public_key"], document, statement["signature"])
     _require(holds, f"the signature is not that of key {statement['public_key']}")
     return f"by key {statement['public_key']}"
@@ -293,6 +313,9 @@ def _statement_plan(statement: SiteStatement, certificate: dict[str, Any], plan:
         _require(statement[name] == certificate[name], f"its {name} is not the certificate's")
     planned = [event_to_dict(event) for event in plan_events(plan)]
     _require(statement["events"] == planned, "its events are not the plan's")
+    for name in ("released", "epsilon_pld_coalition"):
+        if name in statement:
+            _require(statement[name] == certificate[name], f"its {name} is not the certificate's")
     return f"{len(planned)} events, ledger head {statement['ledger_head']}"
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from ghostnet.errors import PlanError
 from ghostnet.plan import Plan
-from ghostnet.privacy.accounting import (
+from ghostnet.privacy.accounting import accountants_agree, calibrate_noise_multiplier, epsilon_pld, epsilon_rdp
+from ghostnet.privacy.events import (
     Event,
     GaussianRelease,
-    PoissonGaussianSteps,
-    accountants_agree,
-    calibrate_noise_multiplier,
-    epsilon_pld,
-    epsilon_rdp,
+    SharedNoiseSteps,
+    coalition_events,
+    other_hospital_events,
     repeat_for_hospitals,
+    sampled_steps,
 )
 
 
@@ -26,6 +26,8 @@ class Claim:
     epsilon_pld: float  # a patient of one hospital; disjoint hospitals compose in parallel
     epsilon_rdp: float  # the same by the independent, looser accountant
     epsilon_pld_all_hospitals: float  # a patient of as many hospitals as the plan allows (hospitals_per_patient)
+    epsilon_pld_coalition: float  # against the coordinator and all other hospitals together; other modes: the same
+    epsilon_pld_other_hospital: float  # against one other hospital, which knows its own noise; other modes: the same
     hospitals_per_patient: int
     delta: float
     unit: str = "patient"
@@ -52,6 +54,8 @@ def resolve(plan: Plan) -> Plan:
         sampling_rate=privacy.sampling_rate,
         steps=privacy.steps,
         other=_single_releases(plan),
+        truncate_batch=privacy.truncate_batch,
+        patients_at_most=privacy.patients_at_most,
     )
     return dataclasses.replace(plan, privacy=dataclasses.replace(privacy, noise_multiplier=noise_multiplier))
 
@@ -70,11 +74,22 @@ def plan_events(plan: Plan) -> tuple[Event, ...]:
         return _single_releases(plan)
     if privacy.noise_multiplier == 0:
         raise PlanError("privacy.noise_multiplier = 0 is still to be calibrated; resolve the plan before it is costed")
-    steps = PoissonGaussianSteps(
+    if plan.federation.is_pooled:
+        shared = SharedNoiseSteps(
+            name="discriminator steps",
+            sampling_rate=privacy.sampling_rate,
+            noise_multiplier=privacy.noise_multiplier,
+            steps=privacy.steps,
+            hospitals=plan.federation.hospitals,
+        )
+        return (*_single_releases(plan), shared)
+    steps = sampled_steps(
         name="discriminator steps",
         sampling_rate=privacy.sampling_rate,
         noise_multiplier=privacy.noise_multiplier,
         steps=privacy.steps,
+        truncate_batch=privacy.truncate_batch,
+        patients_at_most=privacy.patients_at_most,
     )
     return (*_single_releases(plan), steps)
 
@@ -88,7 +103,8 @@ def claim(plan: Plan) -> Claim:
 
     Guarantee:
         Unit: patient, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
-        releases.py, and nothing else, leave the hospital.
+        releases.py, and nothing else, leave the hospital; where batches are truncated, that no hospital has more than
+        privacy.patients_at_most patients (each one refuses otherwise).
         Not covered: other runs on the same patients (ledger.py composes them); utility.real_reference, which is for
         simulations and not private.
     """
@@ -106,9 +122,23 @@ def claim(plan: Plan) -> Claim:
         epsilon_pld=by_pld,
         epsilon_rdp=by_rdp,
         epsilon_pld_all_hospitals=epsilon_pld(everywhere, privacy.delta),
+        epsilon_pld_coalition=epsilon_pld(coalition_events(events), privacy.delta),
+        epsilon_pld_other_hospital=epsilon_pld(other_hospital_events(events), privacy.delta),
         hospitals_per_patient=federation.hospitals_per_patient,
         delta=privacy.delta,
-        sampling=f"Poisson, each patient joins each step independently with probability {privacy.sampling_rate:g}",
+        sampling=f"Poisson, each patient joins each step independently with probability {privacy.sampling_rate:g}"
+        + truncation_words(plan),
+    )
+
+
+def truncation_words(plan: Plan) -> str:
+    """What is added to the words about sampling; empty where no batch is truncated."""
+    privacy = plan.privacy
+    if privacy.truncate_batch == 0:
+        return ""
+    return (
+        f"; of a larger sample {privacy.truncate_batch} patients stay, chosen at random, in hospitals of at most "
+        f"{privacy.patients_at_most} patients"
     )
 
 
@@ -128,4 +158,12 @@ def check_accountants_agree(by_pld: float, by_rdp: float) -> None:
 def _single_releases(plan: Plan) -> tuple[Event, ...]:
     """The releases that are on, but for the discriminator's steps."""
     switches = {"warm start": plan.warm_start.noise_multiplier, "utility counts": plan.utility.noise_multiplier}
-    return tuple(GaussianRelease(name=name, noise_multiplier=sigma) for name, sigma in switches.items() if sigma)
+    once = tuple(GaussianRelease(name=name, noise_multiplier=sigma) for name, sigma in switches.items() if sigma)
+    if plan.perceptual_releases == 0:
+        return once
+    features = GaussianRelease(
+        name="perceptual features",
+        noise_multiplier=plan.training.perceptual_noise_multiplier,
+        count=plan.perceptual_releases,
+    )
+    return (*once, features)

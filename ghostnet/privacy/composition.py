@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ghostnet.errors import LedgerError
-from ghostnet.privacy.accounting import (
-    Event,
-    GaussianRelease,
-    PoissonGaussianSteps,
-    accountants_agree,
-    epsilon_pld,
-    epsilon_rdp,
-)
+from ghostnet.privacy.accounting import accountants_agree, epsilon_pld, epsilon_rdp
+from ghostnet.privacy.events import EVENT_TYPES, Event
 
 
 def compose(events: Sequence[Event], delta: float) -> tuple[float, float]:
@@ -22,7 +16,7 @@ def compose(events: Sequence[Event], delta: float) -> tuple[float, float]:
         LedgerError: an event of a type that is not accounted for, or PLD above RDP (PLD is the tighter of the two).
     """
     for event in events:
-        if type(event) not in (GaussianRelease, PoissonGaussianSteps):
+        if type(event) not in EVENT_TYPES:
             raise LedgerError(f"{event!r} is no event that this ledger can count; nothing is charged")
     pld, rdp = float(epsilon_pld(events, delta)), float(epsilon_rdp(events, delta))
     if not accountants_agree(pld, rdp):

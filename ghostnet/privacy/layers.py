@@ -27,6 +27,12 @@ def row_independent(cls: ModuleClass) -> ModuleClass:
     For the project's own containers and layers. It is a promise by whoever writes the class, so it belongs under a
     review: no statistics over the batch, no buffer that a forward changes, no randomness shared by rows. A subclass
     is another class and needs its own declaration.
+
+    A declared layer with parameters of its own, such as weights that are scaled when used (equalised learning rates),
+    needs nothing else: its gradients come from torch.func, several times slower than a kernel, and the log says so.
+    The fast way to the same function is a plain layer behind a declared one that scales the input
+    (`models/stylegan.py`, `_equalised`). A kernel for a new kind of layer goes into the table of kernels.py, and a
+    case of it into tests/privacy/test_kernels.py.
     """
     _declared.add(cls)
     return cls
@@ -64,6 +70,11 @@ def _why_not(layer: nn.Module) -> Reason:
         return (
             "batch normalisation computes its mean and variance over the rows of a batch, so each patient changes "
             'the gradient of all others; set model.discriminator_norm = "group" or "none"'
+        )
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return (
+            "its mask depends on a row's place in the batch, so that one patient more changes the masks of others; "
+            "use one that depends on the row itself (RowDropout in models/keras28.py)"
         )
     if kind not in _ALLOWED:
         return "it is not known to treat each row on its own; use a listed layer, or declare it with @row_independent"

@@ -194,6 +194,12 @@ class Ledger:
                 raise LedgerError(f"request {request} of run {run_id} has no committed release; nothing can be sent")
             return digest
 
+    def events(self, *, besides: str = "") -> tuple[Event, ...]:
+        """Every event reserved so far, but for those of run `besides`."""
+        with self._usable():
+            reservations = self._chain.reservations.items()
+            return tuple(event for run, reserved in reservations if run != besides for event in reserved.events)
+
     def head(self) -> str:
         """Hash of the newest entry, 64 hex digits; it stands for the whole ledger."""
         with self._usable():

@@ -3,6 +3,7 @@
 The functions are used in this order by `ghostnet.training`, which never sees a patient's gradient:
 
     S <- sample_patients        each patient independently with probability q
+    S <- truncate_sample        where the plan says so: at most b of them, chosen at random
     rows <- choose_rows         at most m images of each
     g <- clipped_sum            sum_p clip(mean over p's rows of grad loss(D, row), C) + the same for each fake
     g <- noised_sum             g + N(0, (sigma C)^2), one draw
@@ -19,15 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy.kernels import Forward, Groups, group_gradients
+from ghostnet.privacy.bookkeeping import Forward, group_gradients
+from ghostnet.privacy.groups import Groups
 from ghostnet.privacy.layers import check_discriminator, row_independent
 from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid
+from ghostnet.privacy.sampling import choose_rows, sample_patients, truncate_sample
 
 __all__ = [
     "GradientEngine",
@@ -40,6 +42,7 @@ __all__ = [
     "noised_sum",
     "row_independent",
     "sample_patients",
+    "truncate_sample",
 ]
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +52,7 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 class GradientEngine(Enum):
     """How per-patient gradients are computed; every choice gives the same sums up to rounding."""
 
-    KERNELS = "kernels"  # norms by book-keeping, then one weighted gradient (kernels.py)
+    KERNELS = "kernels"  # norms by book-keeping, then one weighted gradient (bookkeeping.py)
     OPACUS_HOOKS = "opacus-hooks"  # Opacus's per-sample gradients, kept in memory
 
 
@@ -112,44 +115,6 @@ def join_rows(
     )
 
 
-def sample_patients(patients: int, sampling_rate: float, entropy: Entropy) -> Tensor:
-    """Draws each patient independently with probability `sampling_rate` (Poisson sampling).
-
-    Returns:
-        int64, ascending indices of the sampled patients; often another number of them, sometimes none. SENSITIVE.
-
-    Guarantee:
-        Unit: patient. The amplification by sampling holds while nobody outside learns who was drawn, so the coins
-        come from `entropy` and never from a seed. Not covered: fixed-size or shuffled batches.
-    """
-    if not 0 < sampling_rate <= 1:
-        raise PlanError(f"sampling_rate = {sampling_rate} is not in (0, 1]; set [privacy].sampling_rate in plan.toml")
-    return torch.from_numpy(np.flatnonzero(entropy.uniform(patients) < sampling_rate).astype(np.int64))
-
-
-def choose_rows(owners: Tensor, sampled: Tensor, images_per_patient: int, entropy: Entropy) -> tuple[Tensor, Tensor]:
-    """Picks at most `images_per_patient` images of each sampled patient, uniformly without replacement.
-
-    Args:
-        owners: int64 (n,), the patient of each image.
-        sampled: int64, from `sample_patients`.
-        images_per_patient: m, at least 1.
-        entropy: source of the choice.
-
-    Returns:
-        (row_index (r,), groups (r,)): which images, and the number 0.. of the patient each belongs to. A sampled
-        patient without images has no group.
-    """
-    if images_per_patient < 1:
-        raise PlanError(f"images_per_patient = {images_per_patient} is less than 1; set it in [privacy] of plan.toml")
-    candidates = torch.isin(owners, sampled).nonzero().flatten().cpu().numpy()
-    patient = owners.cpu().numpy()[candidates]
-    order = np.lexsort((entropy.uniform(len(candidates)), patient))  # by patient, then at random
-    _, first, groups = np.unique(patient[order], return_index=True, return_inverse=True)
-    kept = np.arange(len(order)) - first[groups] < images_per_patient if len(order) else np.zeros(0, bool)
-    return torch.from_numpy(candidates[order][kept]), torch.from_numpy(groups.astype(np.int64)[kept])
-
-
 class PatientGradients:
     """Sums of clipped per-patient gradients of one discriminator.
 
@@ -189,16 +154,19 @@ class PatientGradients:
         if physical_rows < 1:
             raise PlanError(f"physical_rows = {physical_rows} is less than 1; set it in [training] of plan.toml")
         check_discriminator(self._discriminator)  # again: a module can be changed after construction
-        total = {
-            name: torch.zeros_like(p, dtype=torch.float64)
-            for name, p in self._discriminator.named_parameters()
-            if p.requires_grad
-        }
+        total: dict[str, Tensor] = {}
         clipped_batch = _ENGINES[self._engine]
         for batch in _physical_batches(rows, physical_rows):
             for name, part in clipped_batch(self._discriminator, batch, row_loss, clip_norm).items():
-                total[name] += part
-        return total
+                if name in total:
+                    total[name] += part
+                else:
+                    total[name] = part.double()
+        return {
+            name: total[name] if name in total else torch.zeros_like(p, dtype=torch.float64)
+            for name, p in self._discriminator.named_parameters()
+            if p.requires_grad
+        }
 
 
 def noised_sum(

@@ -5,32 +5,13 @@ Jin et al., arXiv 2112.05307; Haney et al., arXiv 2207.13793). Here the value is
 grid and the noise is an integer number of grid steps, so every integer is reachable from every value and all that
 follows, the cast to float32 included, is post-processing.
 
-The law of the noise is the discrete Gaussian (Canonne, Kamath, Steinke, arXiv 2004.00010) whose std lies in
-[2^36, 2^37) steps. It is drawn as sum_l 128^l X_l of five small discrete Gaussians with std in [256, 512) (Micciancio
-and Walter, ePrint 2017/259), each from an alias table of 2^14 columns held in 128-bit integers. How far that is from
-the continuous Gaussian that `accounting` assumes, for one coordinate:
-
-- table: columns hold multiples of 2^-128, the remainder goes to 0, tails are cut at 16 std: total variation < 2^-113;
-- sum: each of the four convolutions is within a factor 1 +- 4 exp(-2 pi^2 (256/128)^2) = 1 +- 2^-111 of the discrete
-  Gaussian (its smoothing parameter is met twice over);
-- discrete against rounded continuous: log-ratio (1 + t^2) / (24 std^2) <= (1 + t^2) 2^-76 at t std from 0. A rounded
-  continuous Gaussian added to an integer IS the Gaussian mechanism, post-processed.
-
-Over 2^44 coordinates (16 million parameters, a million steps) that is < 2^-30 in epsilon and < 2^-60 in delta: below
-what `accounting` rounds up by. The remaining assumption is that AES-256 in counter mode is pseudo-random.
-
-Every draw does the same work whatever is drawn: one word, one table column, one comparison. (A tie, one word in 2^50,
-costs a second word.) The value never steers a branch.
+The law of the noise, and how far it is from the Gaussian that `accounting` assumes: discrete_gaussian.py.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal, localcontext
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -41,22 +22,15 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from ghostnet.errors import PlanError
-
-Words = Callable[[int], NDArray[np.uint64]]
-"""Draws n independent uniform 64-bit words."""
+from ghostnet.privacy.discrete_gaussian import STEPS_LOG2, Words, discrete_gaussian_from
 
 RESERVE = 2.0**-14
 """`add_gaussian` draws std * (1 + RESERVE): half pays for rounding to the grid, half for the caller's float sums."""
 
-GRID_LIMIT = 2.0**21
+GRID_LIMIT = 2.0**22
 """Largest noise_multiplier * sqrt(coordinates) for which half of RESERVE pays for the rounding; see `check_grid`."""
 
-_STEPS_LOG2 = 37  # a std is 2^36 to 2^37 grid steps
-_LEVELS, _RADIX = 5, 128
-_COLUMNS_LOG2 = 14
-_COLUMNS = 1 << _COLUMNS_LOG2
-_COIN_LOG2 = 64 - _COLUMNS_LOG2  # bits of a word that are left beside the column
-_CHUNK = 1 << 15  # words drawn at once: tables and chunk stay in the processor's cache
+_RELEASE_CHUNK = 1 << 17  # values rounded, noised and scaled back at once: they stay in the processor's cache
 
 
 class Entropy(Protocol):
@@ -71,7 +45,7 @@ class Entropy(Protocol):
         ...
 
     def discrete_gaussian(self, n: int, std: float) -> NDArray[np.int64]:
-        """Int64 (n,), discrete Gaussian with `std` in [2^36, 2^37) grid steps."""
+        """Int64 (n,), discrete Gaussian with `std` in [2^37, 2^38) grid steps."""
         ...
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
@@ -110,13 +84,13 @@ def add_gaussian(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.
     """Rounds a value to the noise's grid, adds discrete Gaussian noise there, and returns float32.
 
     Neighbouring values at L2 distance D, with d coordinates in all, are at most D + step * sqrt(d) apart once rounded,
-    where step <= 2^-36 std. With std = noise_multiplier * D that is a factor 1 + noise_multiplier * sqrt(d) * 2^-36;
+    where step <= 2^-37 std. With std = noise_multiplier * D that is a factor 1 + noise_multiplier * sqrt(d) * 2^-37;
     the noise drawn has std * (1 + RESERVE), which covers it as long as `check_grid` passes. (The other half of RESERVE,
     D * 2^-15, is there for rounding in the caller's clip and sum.)
 
     Args:
         value: float tensor of any shape, finite; or int64 from `to_grid` at the same `std`, for sums that must be
-            exact. Beyond 2^62 steps (over 2^25 std) it is clamped, which moves no two values apart.
+            exact. Beyond 2^62 steps (over 2^24 std) it is clamped, which moves no two values apart.
         std: PUBLIC standard deviation, in the value's unit.
         entropy: where the noise comes from.
 
@@ -132,10 +106,28 @@ def add_gaussian(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.
         Assumes: D bounds the caller's value, `check_grid(std / D, d)` passes, std is public.
         Not covered: how the value was clipped and sampled (mechanism.py, releases.py); reading the process's memory.
     """
+    flat = value.detach().flatten().cpu()
+    released = torch.empty(len(flat), dtype=torch.float32)
+    for start in range(0, len(flat), _RELEASE_CHUNK):
+        part = slice(start, start + _RELEASE_CHUNK)
+        released[part] = from_grid(add_gaussian_steps(flat[part], std=std, entropy=entropy), std=std)
+    return released.reshape(value.shape).to(value.device)
+
+
+def add_gaussian_steps(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.Tensor:
+    """`add_gaussian`, left in whole grid steps: what several parties add up before anyone sees it.
+
+    Returns:
+        Int64 tensor of the value's shape, on the CPU; `from_grid` gives it its unit back.
+    """
     drawn_std, step = _drawn(std)
     steps = value.detach().cpu() if value.dtype == torch.int64 else to_grid(value, std=std)
-    noise = torch.from_numpy(entropy.discrete_gaussian(steps.numel(), drawn_std / step)).reshape(steps.shape)
-    return ((steps + noise).double() * step).float().to(value.device)
+    return steps + torch.from_numpy(entropy.discrete_gaussian(steps.numel(), drawn_std / step)).reshape(steps.shape)
+
+
+def from_grid(steps: torch.Tensor, *, std: float) -> torch.Tensor:
+    """Grid steps (int64) in the value's unit, float64; the inverse of `to_grid`."""
+    return steps.double() * _drawn(std)[1]
 
 
 def to_grid(value: torch.Tensor, *, std: float) -> torch.Tensor:
@@ -149,15 +141,16 @@ def to_grid(value: torch.Tensor, *, std: float) -> torch.Tensor:
         std: PUBLIC standard deviation that the noise will have.
 
     Returns:
-        Int64 tensor on the CPU, each within half a step (2^-37 std) of the value.
+        Int64 tensor on the CPU, each within half a step (2^-38 std) of the value.
 
     Raises:
         PlanError: std is not a finite number in [1e-30, 1e30].
         ValueError: the value has a NaN or an infinity.
     """
     _, step = _drawn(std)
-    scaled = value.detach().cpu().double() / step  # exact: step is a power of two
-    if not bool(torch.isfinite(scaled).all()):
+    scaled = value.detach().cpu().double() * (1 / step)  # exact: step is a power of two
+    ends = scaled.aminmax() if scaled.numel() else (0.0, 0.0)  # NaN passes through, at a tenth of isfinite's time
+    if not all(math.isfinite(end) for end in ends):
         raise ValueError("the value to be released is not finite everywhere; zero such rows before they are summed")
     return scaled.round_().clamp_(-(2.0**62), 2.0**62).long()
 
@@ -212,91 +205,6 @@ def gaussian_from(words: Words, shape: tuple[int, ...], std: float) -> torch.Ten
     return (steps.double() * step).float().reshape(shape)
 
 
-def discrete_gaussian_from(words: Words, n: int, std: float) -> NDArray[np.int64]:
-    """Int64 (n,), P(x) proportional to exp(-x^2 / (2 std^2)).
-
-    Args:
-        words: the stream to draw from; five words a value.
-        n: how many.
-        std: in [2^36, 2^37).
-
-    Raises:
-        ValueError: std is outside that range.
-    """
-    if not 2.0 ** (_STEPS_LOG2 - 1) <= std < 2.0**_STEPS_LOG2:
-        raise ValueError(f"std = {std:g} grid steps is not in [2^36, 2^37); choose the grid by the std")
-    table = _alias_table(std / math.sqrt(sum(_RADIX ** (2 * level) for level in range(_LEVELS))))
-    drawn = np.zeros(n, dtype=np.int64)
-    for start in range(0, n, _CHUNK):
-        part = drawn[start : start + _CHUNK]
-        for _ in range(_LEVELS):  # x = 128 x + X_l
-            part *= _RADIX
-            part += _draw_columns(words, table, len(part))
-    drawn -= _COLUMNS // 2 * sum(_RADIX**level for level in range(_LEVELS))  # column c stands for c - columns / 2
-    return drawn
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AliasTable:
-    """Walker's alias method: column c is kept with probability cut / 2^(50 + 64), else replaced by alias[c]."""
-
-    cut_high: NDArray[np.uint64]  # (columns,), in 0..2^50
-    cut_low: NDArray[np.uint64]  # (columns,), the next 64 bits
-    alias: NDArray[np.int64]  # (columns,)
-
-
-def _draw_columns(words: Words, table: _AliasTable, n: int) -> NDArray[np.int64]:
-    word = words(n)
-    column = (word >> np.uint64(_COIN_LOG2)).view(np.int64)
-    coin = word & np.uint64((1 << _COIN_LOG2) - 1)
-    cut = table.cut_high.take(column)
-    keep = coin < cut
-    ties = np.flatnonzero(coin == cut)
-    if ties.size:
-        keep[ties] = words(ties.size) < table.cut_low[column[ties]]
-    return np.where(keep, column, table.alias.take(column))
-
-
-@lru_cache(maxsize=32)  # a run has a handful of standard deviations; a table takes 10 to 20 ms and 400 KiB
-def _alias_table(std: float) -> _AliasTable:
-    """Vose's construction in exact integers: every column holds 2^114 units, all columns together 2^128."""
-    column_units = 1 << (_COIN_LOG2 + 64)
-    left = _probabilities(std, _COLUMNS * column_units)
-    cut, alias = [column_units] * _COLUMNS, list(range(_COLUMNS))
-    small = [c for c in range(_COLUMNS) if left[c] < column_units]
-    large = [c for c in range(_COLUMNS) if left[c] >= column_units]
-    while small:
-        low, high = small.pop(), large[-1]
-        cut[low], alias[low] = left[low], high
-        left[high] -= column_units - left[low]
-        if left[high] < column_units:
-            small.append(large.pop())
-    mask = (1 << 64) - 1
-    return _AliasTable(
-        cut_high=np.array([c >> 64 for c in cut], dtype=np.uint64),
-        cut_low=np.array([c & mask for c in cut], dtype=np.uint64),
-        alias=np.array(alias, dtype=np.int64),
-    )
-
-
-def _probabilities(std: float, total: int) -> list[int]:
-    """Whole units, `total` in all, of the discrete Gaussian on -columns/2 .. columns/2 - 1; 0 takes the remainder."""
-    bits = 320
-    with localcontext() as context:
-        context.prec = 120
-        ratio = int((-1 / (2 * Decimal(std) ** 2)).exp() * 2**bits)  # exp(-1 / 2 std^2), fixed point
-    half = _COLUMNS // 2
-    square = ratio * ratio >> bits
-    weights = [1 << bits]
-    for _ in range(half):  # w(x+1) = w(x) * exp(-(2x+1) / 2 std^2)
-        weights.append(weights[-1] * ratio >> bits)
-        ratio = ratio * square >> bits
-    mass = weights[0] + 2 * sum(weights[1:half]) + weights[half]
-    units = [weights[abs(c - half)] * total // mass for c in range(_COLUMNS)]
-    units[half] += total - sum(units)
-    return units
-
-
 def _drawn(std: float) -> tuple[float, float]:
     """The std that is drawn for a promised one, and its grid step."""
     drawn_std = _checked(std) * (1 + RESERVE)
@@ -304,8 +212,8 @@ def _drawn(std: float) -> tuple[float, float]:
 
 
 def _grid_step(std: float) -> float:
-    """The power of two of which `std` is 2^36 to 2^37."""
-    return math.ldexp(1.0, math.frexp(std)[1] - _STEPS_LOG2)
+    """The power of two of which `std` is 2^37 to 2^38."""
+    return math.ldexp(1.0, math.frexp(std)[1] - STEPS_LOG2)
 
 
 def _checked(std: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -12,7 +13,9 @@ from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid, to_grid
 _CHUNK_NUMBERS = 1 << 22  # numbers of the vectors in work at once: 32 MiB in float64
 
 
-def noisy_sum(vectors: torch.Tensor, *, norm_bound: float, noise_multiplier: float, entropy: Entropy) -> torch.Tensor:
+def noisy_sum(
+    vectors: torch.Tensor | Iterable[torch.Tensor], *, norm_bound: float, noise_multiplier: float, entropy: Entropy
+) -> torch.Tensor:
     """Clips each patient's vector, sums, and adds Gaussian noise once.
 
     Rows are clipped in float64 and summed as integers on the noise's grid, so the sum is exact and one patient's part
@@ -20,7 +23,8 @@ def noisy_sum(vectors: torch.Tensor, *, norm_bound: float, noise_multiplier: flo
 
     Args:
         vectors: float (patients, d); one row a patient. A row with a NaN or an infinity counts as zero. There may be
-            no rows: the release is then noise alone.
+            no rows: the release is then noise alone. Or such matrices one after the other, at least one, for cohorts
+            whose vectors do not fit in memory.
         norm_bound: PUBLIC bound on a row's L2 norm; longer rows are scaled down to it.
         noise_multiplier: PUBLIC sigma; the noise has standard deviation norm_bound * sigma.
         entropy: where the noise comes from.
@@ -30,27 +34,35 @@ def noisy_sum(vectors: torch.Tensor, *, norm_bound: float, noise_multiplier: flo
 
     Raises:
         PlanError: norm_bound or noise_multiplier is not a finite number > 0, or the release is finer than the grid.
-        ValueError: vectors is not a floating-point matrix.
+        ValueError: vectors holds something else than floating-point matrices of one width.
 
     Guarantee:
         Unit: patient, add/remove one. Sensitivity: norm_bound (L2). One Gaussian release of this noise multiplier.
         Assumes: one row holds all that a patient contributes; d, norm_bound and noise_multiplier are public.
         Not covered: charging the ledger, which the caller does first; the time taken, which grows with the patients.
     """
-    if vectors.dim() != 2 or not vectors.is_floating_point():
-        raise ValueError(f"vectors is {vectors.dtype} of shape {tuple(vectors.shape)}; give floats (patients, d)")
     for name, value in (("norm_bound", norm_bound), ("noise_multiplier", noise_multiplier)):
         if isinstance(value, bool) or not (math.isfinite(value) and value > 0):
             raise PlanError(f"{name} = {value!r} is not a finite number > 0; nothing is released without noise")
-    coordinates = vectors.shape[1]
-    check_grid(noise_multiplier, coordinates)
     std = norm_bound * noise_multiplier
-    total = torch.zeros(coordinates, dtype=torch.int64)
-    chunk = max(1, _CHUNK_NUMBERS // max(1, coordinates))
-    for start in range(0, len(vectors), chunk):
-        rows = _clip_rows(vectors[start : start + chunk], norm_bound)
-        total += to_grid(rows, std=std).sum(dim=0)
+    total: torch.Tensor | None = None
+    for block in [vectors] if isinstance(vectors, torch.Tensor) else vectors:
+        _check_block(block, total)
+        if total is None:
+            check_grid(noise_multiplier, block.shape[1])
+            total = torch.zeros(block.shape[1], dtype=torch.int64)
+        chunk = max(1, _CHUNK_NUMBERS // max(1, len(total)))
+        for start in range(0, len(block), chunk):
+            total += to_grid(_clip_rows(block[start : start + chunk], norm_bound), std=std).sum(dim=0)
+    if total is None:
+        raise ValueError("no matrix of vectors was given; give at least one, which may have no rows")
     return add_gaussian(total, std=std, entropy=entropy)
+
+
+def _check_block(block: torch.Tensor, total: torch.Tensor | None) -> None:
+    width = "d" if total is None else str(len(total))
+    if block.dim() != 2 or not block.is_floating_point() or width not in ("d", str(block.shape[1])):
+        raise ValueError(f"vectors is {block.dtype} of shape {tuple(block.shape)}; give floats (patients, {width})")
 
 
 def _clip_rows(rows: torch.Tensor, norm_bound: float) -> torch.Tensor:

@@ -15,7 +15,8 @@ from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import Event, epsilon_pld, epsilon_rdp, event_to_dict, repeat_for_hospitals
 from ghostnet.privacy.chain import ADJACENCY, UNIT
-from ghostnet.privacy.claim import plan_events
+from ghostnet.privacy.claim import plan_events, truncation_words
+from ghostnet.privacy.events import coalition_events, other_hospital_events
 
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
 SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
@@ -31,9 +32,31 @@ STATEMENT_KEYS = frozenset(
     "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta ledger_head public_key signature".split()
 )
 
+RELEASED = {
+    "gan": ("generator weights after local training", "discriminator weights, trained on noised sums alone"),
+    "pooled": ("one sum a step over all hospitals' patients, noise included; each hospital's part under masks",),
+}
+POOLED_NOT_COVERED = (
+    "pooled: hospitals that tell the coordinator their own noise; epsilon_pld_coalition is for all of them together",
+    "pooled: a coordinator that plays other hospitals itself, where a statement says keys = first use",
+)
+
+
+def statement_keys(plan: Plan) -> frozenset[str]:
+    """The keys of a statement about this plan."""
+    more = {"gan": {"released"}, "pooled": {"released", "epsilon_pld_coalition", "masked_with"}}
+    return STATEMENT_KEYS | more.get(plan.federation.share, set())
+
 
 def site_statement(
-    *, site: str, run_id: str, plan: Plan, weights_sha256: str, ledger_head: str, key: Ed25519PrivateKey
+    *,
+    site: str,
+    run_id: str,
+    plan: Plan,
+    weights_sha256: str,
+    ledger_head: str,
+    key: Ed25519PrivateKey,
+    masked_with: dict[str, str] | None = None,
 ) -> SiteStatement:
     """What one hospital signs about its part in a run.
 
@@ -44,6 +67,7 @@ def site_statement(
         weights_sha256: SHA-256 of the published model.safetensors.
         ledger_head: the ledger's head after the run's last commit.
         key: the hospital's key.
+        masked_with: pooled: who the hospitals of the run were, and how their keys were known (`client.masking`).
 
     Guarantee:
         Unit: patient, add/remove one. Says what the plan's events cost together at one hospital.
@@ -62,7 +86,11 @@ def site_statement(
         "delta": plan.privacy.delta,
         "ledger_head": ledger_head,
         "public_key": keys.public_hex(key),
+        **_released(plan),
+        **_coalition(plan),
     }
+    if plan.federation.is_pooled:
+        statement["masked_with"] = dict(masked_with or {})
     return {**statement, "signature": keys.sign(key, statement)}
 
 
@@ -73,7 +101,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
         "unit": UNIT,
         "adjacency": ADJACENCY,
         "mechanism": MECHANISM,
-        "sampling": SAMPLING,
+        "sampling": SAMPLING + truncation_words(plan),
         "noise_multiplier": privacy.noise_multiplier,
         "sampling_rate": privacy.sampling_rate,
         "steps": privacy.steps,
@@ -85,8 +113,38 @@ def mechanism(plan: Plan) -> dict[str, Any]:
             "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
             "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
         },
-        "not_covered": list(NOT_COVERED),
+        "not_covered": [*NOT_COVERED, *(POOLED_NOT_COVERED if plan.federation.is_pooled else ())],
+        **_federation(plan),
     }
+
+
+def _federation(plan: Plan) -> dict[str, Any]:
+    """What a plan says beyond equal averages of generators; nothing for those."""
+    federation = plan.federation
+    words: dict[str, Any] = {}
+    if federation.share != "generator":
+        words = {"share": federation.share, **_released(plan)}
+    if federation.is_pooled:
+        words["hospitals"] = federation.hospitals
+        words["noise"] = (
+            "noise_multiplier is that of the sum; each hospital adds noise_multiplier / sqrt(hospitals), discrete "
+            "Gaussian on one grid (arXiv:2102.06387)"
+        )
+    if federation.server_optimizer != "fedavg":
+        words["server_optimizer"] = federation.server_optimizer
+    return words
+
+
+def _released(plan: Plan) -> dict[str, Any]:
+    """What left each hospital in the steps or rounds, where it is not the generator alone."""
+    released = RELEASED.get(plan.federation.share)
+    return {} if released is None else {"released": list(released)}
+
+
+def _coalition(plan: Plan) -> dict[str, float]:
+    if not plan.federation.is_pooled:
+        return {}
+    return {"epsilon_pld_coalition": events_epsilons(coalition_events(plan_events(plan)), plan.privacy.delta)[0]}
 
 
 def plan_epsilons(plan: Plan) -> dict[str, float]:
@@ -104,6 +162,16 @@ def plan_epsilons(plan: Plan) -> dict[str, float]:
         "epsilon_rdp": rdp,
         "epsilon_pld_all_hospitals": pld_everywhere,
         "epsilon_rdp_all_hospitals": rdp_everywhere,
+        **_coalition(plan),
+        **_other_hospital(plan),
+    }
+
+
+def _other_hospital(plan: Plan) -> dict[str, float]:
+    if not plan.federation.is_pooled:
+        return {}
+    return {
+        "epsilon_pld_other_hospital": events_epsilons(other_hospital_events(plan_events(plan)), plan.privacy.delta)[0]
     }
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from ghostnet import training
 from ghostnet.audit.mechanism import HOSPITAL, Build
 from ghostnet.plan import Plan
-from ghostnet.privacy.accounting import Event, PoissonGaussianSteps
 from ghostnet.privacy.claim import plan_events
+from ghostnet.privacy.events import Event, GaussianRelease
 from ghostnet.privacy.mechanism import PatientGradients, RowLoss, Rows, noised_sum
 from ghostnet.privacy.noise import Entropy
 from tests.entropy import SeededEntropy
@@ -27,14 +27,17 @@ BATCH = 64  # what a wrong loop takes for its batch size
 
 
 def loop_with(**replaced: object) -> Any:
-    """The hospital's loop, line by line, with other functions under the given names."""
-    loop = training.train_round
+    """The hospital's loop, line by line, with other functions under the given names wherever its module uses them."""
     unknown = replaced.keys() - vars(training).keys()
     if unknown:
         raise LookupError(f"ghostnet.training has no {unknown}; the planted bug would do nothing")
-    planted = FunctionType(loop.__code__, {**vars(training), **replaced}, loop.__name__, loop.__defaults__)
-    planted.__kwdefaults__ = loop.__kwdefaults__
-    return planted
+    names = {**vars(training), **replaced}
+    for name, function in vars(training).items():
+        own = isinstance(function, FunctionType) and function.__module__ == training.__name__
+        if own and name not in replaced and function.__closure__ is None:
+            names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
+            names[name].__kwdefaults__ = function.__kwdefaults__
+    return names["train_round"]
 
 
 def scaled_noise(factor: float) -> Callable[..., dict[str, Tensor]]:
@@ -110,10 +113,15 @@ def accounted(**changes: Callable[[Any], Any]) -> Callable[[Plan], tuple[Event, 
         return tuple(
             replace(event, **{name: change(getattr(event, name)) for name, change in changes.items()})
             for event in plan_events(plan)
-            if isinstance(event, PoissonGaussianSteps)
+            if not isinstance(event, GaussianRelease)
         )
 
     return events
+
+
+def untruncated(plan: Plan) -> tuple[Event, ...]:
+    """Events of a build whose accounting never heard of truncated batches."""
+    return plan_events(replace(plan, privacy=replace(plan.privacy, truncate_batch=0, patients_at_most=0)))
 
 
 def planted(name: str, **replaced: object) -> Build:
@@ -131,6 +139,8 @@ SHUFFLED = planted("shuffled batches", sample_patients=Shuffled())
 VIEWS_BY_ROW = planted("views by row", _private_draw=views_by_row)
 HALF_RATE_CLAIMED = replace(HOSPITAL, name="q / 2 accounted", plan_events=accounted(sampling_rate=lambda q: q / 2))
 QUARTER_CLAIMED = replace(HOSPITAL, name="T / 4 accounted", plan_events=accounted(steps=lambda steps: steps // 4))
+
+TRUNCATION_UNACCOUNTED = replace(HOSPITAL, name="truncation not accounted", plan_events=untruncated)
 
 BUILDS = {name: build for name, build in vars().items() if isinstance(build, Build) and build is not HOSPITAL}
 

@@ -16,47 +16,16 @@ from client.policy import PolicySpec, check_plan
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
 from ghostnet.privacy import ledger as ledger_module
 from ghostnet.privacy import ledger_storage
-from ghostnet.privacy.accounting import Event, epsilon_pld
+from ghostnet.privacy.accounting import Event
 from ghostnet.privacy.ledger import Ledger, Spent, State, verify_ledger
 from tests.plans import tiny_plan
 from tests.privacy.ledger_site import check, fork, hospital
-from tests.privacy.ledgers import DELTA, EVENTS, PLAN, WARM, digest, forge, reserve
+from tests.privacy.ledgers import DELTA, PLAN, WARM, digest, forge, reserve
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
-
-
-# A fresh accountant each round: every reservation is weighed alone.
-
-
-class FreshAccountantEachRun(Ledger):
-    def _composed(self, events: tuple[Event, ...], delta: float) -> Spent:
-        return super()._composed(events[-len(EVENTS) :], delta)
-
-
-@pytest.mark.parametrize("ledger_type", [Ledger, FreshAccountantEachRun])
-def test_a_fresh_accountant_each_run_is_caught_by_recomputing_every_epsilon(
-    path: Path, ledger_type: type[Ledger]
-) -> None:
-    limit = epsilon_pld(EVENTS * 2, DELTA)
-    with ledger_type.open(path) as ledger:
-        for run in ("run-1", "run-2"):
-            reserve(ledger, run, epsilon=limit)
-        overspent = False
-        try:
-            reserve(ledger, "run-3", epsilon=limit)
-            overspent = True
-        except BudgetError:
-            pass
-    if ledger_type is Ledger:
-        assert not overspent
-        verify_ledger(path)
-    else:
-        assert overspent
-        with pytest.raises(LedgerError, match=r"entry 3 \(reserve\): epsilon_pld"):
-            verify_ledger(path)
 
 
 # A crash is refunded: what began is treated as never begun.

@@ -19,7 +19,6 @@ from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.certificate import (
-    STATEMENT_KEYS,
     Check,
     build_certificate,
     certificate_bytes,
@@ -29,6 +28,7 @@ from ghostnet.privacy.certificate import (
     write_certificate,
 )
 from ghostnet.privacy.claim import claim
+from ghostnet.privacy.statement import STATEMENT_KEYS
 from tests.plans import tiny_plan
 
 SERVER = Ed25519PrivateKey.generate()

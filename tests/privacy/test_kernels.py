@@ -12,10 +12,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import softplus
 
 from ghostnet.errors import PlanError
+from ghostnet.models import build_discriminator
 from ghostnet.models.dcgan import Discriminator
-from ghostnet.privacy import kernels
-from ghostnet.privacy.kernels import Groups, ParameterGradient, group_gradients
-from ghostnet.privacy.layers import row_independent
+from ghostnet.privacy import convolutions
+from ghostnet.privacy import groups as grouping
+from ghostnet.privacy.bookkeeping import group_gradients
+from ghostnet.privacy.groups import Groups, ParameterGradient
+from ghostnet.privacy.layers import check_discriminator, row_independent
+from tests.networks import ARCHITECTURES, network_plan
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -103,7 +107,17 @@ class Scaled(nn.Linear):
         return nn.functional.linear(x, self.weight / math.sqrt(self.in_features), self.bias)
 
 
+@row_independent
+class ScaledConvolution(nn.Conv2d):
+    """Weights with an equalised learning rate, inside a residual block that halves the side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 / math.sqrt(self.weight[0].numel())
+        return self._conv_forward(x, self.weight * scale, self.bias) + nn.functional.avg_pool2d(x, 2)
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "scaled convolution without a kernel": (lambda: ScaledConvolution(4, 4, 4, stride=2, padding=1), (4, 8, 8)),
     "strided convolution": (lambda: nn.Conv2d(3, 5, 4, stride=2, padding=1), (3, 8, 8)),
     "wide strided convolution": (lambda: nn.Conv2d(16, 64, 4, stride=2, padding=1, bias=False), (16, 8, 8)),
     "very wide convolution": (lambda: nn.Conv2d(64, 128, 4, stride=2, padding=1, bias=False), (64, 4, 4)),
@@ -159,18 +173,33 @@ def test_an_embedding_adds_up_what_a_group_says_about_one_label(shape: tuple[int
     check(fast(network, labels, labels, groups), by_vmap(network, labels, labels, groups))
 
 
-@pytest.mark.parametrize("way", ["gram", "direct", "kept"])
-@pytest.mark.parametrize("name", ["strided convolution", "convolution of an odd size", "stride that skips pixels"])
+CONVOLUTIONS = [name for name, (build, _) in LAYERS.items() if type(build()) is nn.Conv2d]
+WITH_GRAM = [
+    "strided convolution",
+    "wide strided convolution",
+    "convolution of an odd size",
+    "stride that skips pixels",
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(way, name) for way in ("direct", "kept", "unfolded") for name in CONVOLUTIONS]
+    + [("gram", name) for name in WITH_GRAM],
+)
 def test_every_way_to_a_convolution_gives_the_same(way: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_worth_keeping", lambda *a: way == "kept")
-    monkeypatch.setattr(kernels, "_gram_cost", lambda *a: 0.0 if way == "gram" else math.inf)
+    if way != "unfolded":
+        monkeypatch.setattr(convolutions, "_is_small", lambda *a: False)
+    monkeypatch.setattr(convolutions, "_worth_keeping", lambda *a: way == "kept")
+    monkeypatch.setattr(convolutions, "_gram_cost", lambda *a: 0.0 if way == "gram" else math.inf)
     network, images = network_of(name)
     groups, labels = groups_of(SIZES), torch.zeros(ROWS, dtype=torch.int64)
     check(fast(network, images, labels, groups), by_vmap(network, images, labels, groups))
 
 
 def test_gram_matrices_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_GRAM_ELEMENTS", 1)
+    monkeypatch.setattr(grouping, "GRAM_ELEMENTS", 1)
+    monkeypatch.setattr(convolutions, "_is_small", lambda *a: False)
     for name in ("wide strided convolution", "linear over positions"):
         network, images = network_of(name)
         groups, labels = groups_of(SIZES), torch.zeros(ROWS, dtype=torch.int64)
@@ -201,7 +230,7 @@ def test_no_hook_stays_on_the_network() -> None:
 
 
 def test_a_layer_without_a_kernel_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="ghostnet.privacy.kernels"):
+    with caplog.at_level(logging.INFO, logger="ghostnet.privacy.bookkeeping"):
         for name in ("linear", "layer without a kernel"):
             network, images = network_of(name)
             fast(network, images, torch.zeros(ROWS, dtype=torch.int64), groups_of(SIZES))
@@ -216,7 +245,7 @@ def test_cancelling_positions_never_make_a_norm_too_small() -> None:
         g = torch.randn(1, 6, 40, generator=generator)
         x[0, 3:] = x[0, :3] * (1 + 10.0 ** -torch.randint(2, 7, (1,), generator=generator))
         g[0, 3:] = -g[0, :3]
-        found = float(kernels._outer_products(x, g, groups_of((1,))).squared_norm.sqrt())
+        found = float(grouping.outer_products(x, g, groups_of((1,))).squared_norm.sqrt())
         true = float((g[0].double().T @ x[0].double()).norm())
         assert found >= true * (1 - 1e-6)
 
@@ -241,3 +270,18 @@ class Twice(InPlace):
 def test_what_book_keeping_cannot_see_is_refused(network: type[nn.Module], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         fast(network(), example((4,)), torch.zeros(ROWS, dtype=torch.int64), groups_of(SIZES))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_discriminator_of_the_project_needs_the_slow_way(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the sums are right is tests/test_architectures.py's."""
+    plan = network_plan(architecture)
+    network = build_discriminator(plan)
+    check_discriminator(network)
+    shape = (plan.planes, plan.image.size, plan.image.size)
+    with caplog.at_level(logging.INFO, logger="ghostnet.privacy.bookkeeping"):
+        found = fast(network, example(shape), torch.zeros(ROWS, dtype=torch.int64), groups_of(SIZES))
+    assert found.keys() == {name for name, _ in network.named_parameters()}
+    assert not caplog.records

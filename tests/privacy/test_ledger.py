@@ -194,7 +194,7 @@ def test_names_that_could_carry_text_are_refused(path: Path, name: Any) -> None:
 def test_there_is_no_way_to_get_budget_back() -> None:
     public = {name for name in vars(Ledger) if not name.startswith("_")}
     charging = {"reserve", "begin", "commit", "countersign"}
-    reading = {"open", "close", "state", "digest", "head", "entries", "spent", "check_not_rolled_back"}
+    reading = {"open", "close", "state", "digest", "head", "entries", "events", "spent", "check_not_rolled_back"}
     assert public == charging | reading
 
 

@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "minibatch standard deviation": (MinibatchStandardDeviation, "not known"),
     "a subclass of a listed layer": (lambda: DerivedConv(1, 1, 3), "not known"),
     "a subclass of a declared module": (lambda: type("Derived", (SmallDiscriminator,), {})(), "not known"),
-    "Dropout": (lambda: nn.Dropout(0.3), "not known"),
+    "Dropout": (lambda: nn.Dropout(0.3), "mask depends"),
     "LSTM": (lambda: nn.LSTM(2, 2), "not known"),
     "circular padding": (lambda: nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), "padding_mode"),
     "Flatten of the rows": (lambda: nn.Flatten(0), "rows"),

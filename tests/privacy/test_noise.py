@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy import noise
+from ghostnet.privacy import discrete_gaussian, noise
 from ghostnet.privacy.noise import Entropy, SystemEntropy, add_gaussian, check_grid, to_grid
 from tests.entropy import SeededEntropy
 
-STEPS = 2.0**36 * 1.37  # a std in grid steps, anywhere in the octave
+STEPS = 2.0**37 * 1.37  # a std in grid steps, anywhere in the octave
 VALUES = 400_000
 WRONG_NUMBERS = [0, 0.0, -1.0, float("nan"), float("inf"), -float("inf"), True, 1e-40, 1e40]
 
@@ -35,34 +35,33 @@ WRONG_NUMBERS = [0, 0.0, -1.0, float("nan"), float("inf"), -float("inf"), True, 
 # The law of the table, exactly.
 
 
-@pytest.mark.parametrize("std", [256.0, 300.123, 511.99])
+@pytest.mark.parametrize("std", [1024.0, 2047.99])
 def test_alias_table_holds_the_discrete_gaussian_to_2_to_minus_113(std: float) -> None:
-    table = noise._alias_table(std)
-    columns = len(table.alias)
-    full = Fraction(1 << 114)
-    law = [Fraction(0)] * columns
+    table = discrete_gaussian._alias_table(std)
+    columns, full = len(table.packed), 1 << 112
+    law = [0] * columns  # in units of 2^-128
     for column in range(columns):
-        kept = Fraction((int(table.cut_high[column]) << 64) + int(table.cut_low[column])) / full
-        law[column] += kept / columns
-        law[int(table.alias[column])] += (1 - kept) / columns
-    assert sum(law) == 1
+        kept, alias = cut_and_alias(table, column)
+        law[column] += kept
+        law[alias] += full - kept
+    assert sum(law) == 1 << 128
     with localcontext() as context:
         context.prec = 60
         weights = [(-(Decimal(c - columns // 2) ** 2) / (2 * Decimal(std) ** 2)).exp() for c in range(columns)]
         mass = sum(weights)
-        drawn = [Decimal(p.numerator) / Decimal(p.denominator) for p in law]
+        drawn = [Decimal(p) / 2**128 for p in law]
         distance = sum(abs(p - weight / mass) for p, weight in zip(drawn, weights, strict=True)) / 2
     assert distance < Decimal(2) ** -113
 
 
 def test_sum_of_two_levels_is_the_wide_discrete_gaussian_to_2_to_minus_100() -> None:
-    std, radix, half = 256.0, 128, 1 << 13
-    units = noise._probabilities(std, 1 << 128)
+    std, radix, half = 1024.0, 512, 1 << 15
+    units = discrete_gaussian._probabilities(std, 1 << 128)
     with localcontext() as context:
         context.prec = 60
         wide = Decimal(std) * Decimal(1 + radix**2).sqrt()
         root_two_pi = Decimal("2.50662827463100050241576528481104525300698674060993831662992")
-        for x in (0, 1, 63, 64, 12_345, 32_768, -50_001, 70_000):
+        for x in (0, 1, 255, 256, 123_456, 524_288, -800_001, 1_100_000):
             pairs = ((x - radix * high, high) for high in range(-half, half))
             exact = sum(units[low + half] * units[high + half] for low, high in pairs if -half <= low < half)
             expected = (-(Decimal(x) ** 2) / (2 * wide**2)).exp() / (wide * root_two_pi)
@@ -70,25 +69,40 @@ def test_sum_of_two_levels_is_the_wide_discrete_gaussian_to_2_to_minus_100() -> 
 
 
 def test_two_levels_with_too_small_a_std_would_be_told_apart() -> None:
-    """The same sum at std 32 < radix 128 misses whole residues: the smoothing condition is not decoration."""
-    units = noise._probabilities(32.0, 1 << 128)
-    half = 1 << 13
-    at = [sum(units[x - 128 * high + half] * units[high + half] for high in range(-50, 51)) for x in (0, 64)]
+    """The same sum at std 128 < radix 512 misses whole residues: the smoothing condition is not decoration."""
+    units = discrete_gaussian._probabilities(128.0, 1 << 128)
+    half = 1 << 15
+    at = [sum(units[x - 512 * high + half] * units[high + half] for high in range(-50, 51)) for x in (0, 256)]
     assert at[0] > 3 * at[1]
 
 
-def test_a_tie_is_settled_by_a_second_word() -> None:
-    table = noise._alias_table(300.0)
-    column = next(c for c in range(len(table.alias)) if int(table.alias[c]) != c and int(table.cut_low[c]) > 0)
-    tied = (column << 50) | int(table.cut_high[column])
-    cut_low = int(table.cut_low[column])
-    kept = noise._draw_columns(scripted([tied], [cut_low - 1]), table, 1)
-    replaced = noise._draw_columns(scripted([tied], [cut_low]), table, 1)
-    assert kept.tolist() == [column]
-    assert replaced.tolist() == [int(table.alias[column])]
+def test_a_tie_is_settled_by_96_further_bits() -> None:
+    table = discrete_gaussian._alias_table(1200.0)
+    column = 1 << 15  # not in the tails, so that every part of its cut is used
+    cut, alias = cut_and_alias(table, column)
+    tied = (column << 16) | (cut >> 96)
+    other = (7 << 16) | 0xFFFF  # beside it in the word, and no tie
+    middle, low = (cut >> 32) & (2**64 - 1), cut & (2**32 - 1)
+    settled = {
+        column: [(middle - 1, 2**64 - 1), (middle, (low - 1) << 32)],
+        alias: [(middle + 1, 0), (middle, low << 32), (middle, 2**64 - 1)],
+    }
+    for expected, words in settled.items():
+        for further in words:
+            drawn = discrete_gaussian._draw_columns(scripted([(other << 32) | tied], list(further)), table, 2)
+            assert drawn.tolist() == [expected, cut_and_alias(table, 7)[1]]
 
 
-@pytest.mark.parametrize("std", [2.0**35, 2.0**37, 256.0, float("nan")])
+def test_a_coin_below_the_cut_keeps_the_column_and_one_above_replaces_it() -> None:
+    table = discrete_gaussian._alias_table(1200.0)
+    column = next(c for c in range(1 << 15) if 1 << 96 < cut_and_alias(table, c)[0] < 0xFFFF << 96)
+    cut, alias = cut_and_alias(table, column)
+    below, above = (cut >> 96) - 1, (cut >> 96) + 1
+    word = (column << 16 | below) << 32 | (column << 16 | above)
+    assert discrete_gaussian._draw_columns(scripted([word]), table, 2).tolist() == [alias, column]
+
+
+@pytest.mark.parametrize("std", [2.0**36, 2.0**38, 256.0, float("nan")])
 def test_std_outside_the_octave_is_refused(std: float) -> None:
     with pytest.raises(ValueError, match="grid steps"):
         SystemEntropy().discrete_gaussian(1, std)
@@ -320,7 +334,7 @@ def test_reserve_pays_for_rounding_and_half_of_it_is_left() -> None:
 def test_a_release_finer_than_the_grid_is_refused() -> None:
     check_grid(1000.0, 4_000_000)
     check_grid(1.0, 2**40)
-    for sigma, coordinates in ((1e6, 1000), (1.0, 2**44), (float("nan"), 1)):
+    for sigma, coordinates in ((1e6, 1000), (1.0, 2**45), (float("nan"), 1)):
         with pytest.raises(PlanError, match="grid"):
             check_grid(sigma, coordinates)
 
@@ -337,6 +351,14 @@ def test_a_value_far_beyond_the_noise_is_clamped_and_not_wrapped() -> None:
     assert released[0] > 2**24
     assert released[1] < -(2**24)
     assert abs(released[2] - 2.0**24) < 16
+
+
+def test_a_value_of_many_chunks_is_noised_throughout_and_keeps_its_order() -> None:
+    value = torch.arange(2 * noise._RELEASE_CHUNK + 4321, dtype=torch.float64)
+    released = add_gaussian(value, std=3.0, entropy=SystemEntropy()).double()
+    noises = (released - value).split(noise._RELEASE_CHUNK)
+    assert all(abs(std_z(part, 3.0)) < 6 for part in noises)
+    assert abs(correlation_z(noises[0] / 3, noises[1] / 3)) < 6
 
 
 def test_two_releases_of_one_value_differ() -> None:
@@ -358,6 +380,13 @@ def test_a_value_on_the_gpu_is_released_there() -> None:
     released = add_gaussian(value, std=1.0, entropy=SeededEntropy(3))
     assert released.device == value.device
     assert torch.equal(released.cpu(), add_gaussian(value.cpu(), std=1.0, entropy=SeededEntropy(3)))
+
+
+def cut_and_alias(table: discrete_gaussian._AliasTable, column: int) -> tuple[int, int]:
+    """How many of 2^112 coins keep a column, and what replaces it; a column that is its own alias is always kept."""
+    high, crossed = divmod(int(table.packed[column]), 1 << 16)
+    cut = (high << 96) + (int(table.cut_middle[column]) << 32) + int(table.cut_low[column])
+    return (cut, column ^ crossed) if crossed else (1 << 112, column)
 
 
 def std_z(drawn: torch.Tensor, std: float) -> float:
@@ -428,7 +457,7 @@ def grid_step(std: float) -> float:
     return noise._drawn(std)[1]
 
 
-def scripted(*calls: list[int]) -> noise.Words:
+def scripted(*calls: list[int]) -> discrete_gaussian.Words:
     """A stream that answers call after call with the given words."""
     answers = iter(calls)
 

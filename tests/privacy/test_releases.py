@@ -130,9 +130,24 @@ def test_something_else_than_a_float_matrix_is_refused(vectors: torch.Tensor) ->
 
 def test_rows_are_clipped_before_they_are_put_on_the_grid() -> None:
     clipped = releases._clip_rows(torch.randn(50, 400, generator=torch.Generator().manual_seed(1)) * 9, 1.0)
-    on_grid = to_grid(clipped, std=1.0).double() * 2.0**-36
-    assert float(on_grid.norm(dim=1).max()) <= 1 + 2.0**-36 * 400**0.5
+    on_grid = to_grid(clipped, std=1.0).double() * 2.0**-37
+    assert float(on_grid.norm(dim=1).max()) <= 1 + 2.0**-37 * 400**0.5
 
 
 def release(rows: torch.Tensor) -> torch.Tensor:
     return noisy_sum(rows, norm_bound=1.0, noise_multiplier=1.0, entropy=SeededEntropy(5))
+
+
+def test_blocks_give_the_sum_of_one_matrix_bit_for_bit() -> None:
+    vectors = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    whole, parts = (
+        noisy_sum(given, norm_bound=1.0, noise_multiplier=1.0, entropy=SeededEntropy(5))
+        for given in (vectors, iter(vectors.split(8)))
+    )
+    assert torch.equal(whole, parts)
+
+
+def test_no_block_or_blocks_of_two_widths_are_refused() -> None:
+    for blocks in ([], [torch.zeros(2, 3), torch.zeros(2, 4)]):
+        with pytest.raises(ValueError, match="give"):
+            noisy_sum(iter(blocks), norm_bound=1.0, noise_multiplier=1.0, entropy=SeededEntropy(5))

@@ -1,6 +1,5 @@
 """One patient more moves the sum by at most the clip norm, whatever the patient's images are."""
 
-
 import pytest
 import torch
 from torch import Tensor
