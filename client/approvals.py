@@ -1,0 +1,102 @@
+"""Images of held modalities that a person at the hospital has seen and let pass: state/approved.csv.
+
+An image is named by a keyed hash of its file's content and of how many of its frames are used, so that a file that
+changes, or of which more is to be used than was seen, is held again. The file holds keys and dates: no name, no path.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from client.deidentify.pseudonyms import content_key
+from client.intake.cache import write_private
+from client.intake.task import Task
+from ghostnet.errors import SiteError
+
+FILE = "approved.csv"
+_HEADER = ["key", "date"]
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def approval_key(secret: bytes, path: Path, frames_per_file: int) -> str:
+    """64 hex digits that stand for what a person sees of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return content_key(secret, b"approval", digest, str(frames_per_file).encode())
+
+
+def read_approvals(state: Path) -> dict[str, str]:
+    """The date of each approval by its key; empty if there is none.
+
+    Raises:
+        SiteError: the file cannot be read or is not what `write_approvals` wrote: an approval is never guessed.
+    """
+    path = state / FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SiteError(f"{path} cannot be read ({error.__class__.__name__}); restore it or delete it") from None
+    wrong = sum(len(row) != 2 or not _KEY.fullmatch(row[0]) or not _is_date(row[1]) for row in rows[1:])
+    if rows[:1] != [_HEADER] or wrong:
+        raise SiteError(f"{path} has {wrong or 1} line(s) that `ghostnet site review` did not write; delete them")
+    return {key: date for key, date in rows[1:]}
+
+
+def write_approvals(state: Path, approvals: Mapping[str, str]) -> None:
+    """Replaces the approvals, whole or not at all; mode 0600."""
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(_HEADER)
+    writer.writerows(sorted(approvals.items()))
+    state.mkdir(parents=True, exist_ok=True)
+    write_private(state / FILE, lines.getvalue().encode())
+
+
+def approve(state: Path, keys: Sequence[str]) -> int:
+    """Adds approvals, dated today; how many are new."""
+    known = read_approvals(state)
+    today = datetime.datetime.now().astimezone().date().isoformat()
+    new = {key: today for key in keys if key not in known}
+    write_approvals(state, known | new)
+    return len(new)
+
+
+def revoke(state: Path, keys: Sequence[str]) -> int:
+    """Takes approvals back; how many there were. The images are held again from the next intake on."""
+    known = read_approvals(state)
+    gone = set(keys) & known.keys()
+    write_approvals(state, {key: date for key, date in known.items() if key not in gone})
+    return len(gone)
+
+
+def with_approval(task: Task, secret: bytes, frames_per_file: int, approvals: Mapping[str, str]) -> Task:
+    """The task, marked if a person approved its file. One that cannot be read stays as it is: a worker says so."""
+    if not approvals:
+        return task  # most sites hold nothing: their files are not read twice
+    try:
+        approved = approval_key(secret, task.path, frames_per_file) in approvals
+    except OSError:
+        return task
+    return dataclasses.replace(task, approved=approved)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""The usefulness benchmark: rows are valid plans, and a comparison differs in what it says and keeps the budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import usefulness
+from ghostnet.plan import plan_from_dict
+from ghostnet.privacy.claim import claim, resolve
+
+ROWS = usefulness.read_rows()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_a_plan_within_its_budget(name: str) -> None:
+    plan = resolve(plan_from_dict(usefulness.row_plan(ROWS[name], 0)))
+    assert claim(plan).epsilon_pld <= plan.privacy.epsilon
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name.endswith("-warm")])
+def test_a_warm_twin_spends_no_more_than_the_row_it_is_compared_with_and_nearly_as_much(name: str) -> None:
+    twin, row = (
+        claim(resolve(plan_from_dict(usefulness.row_plan(ROWS[n], 0)))).epsilon_pld
+        for n in (name, name.removesuffix("-warm"))
+    )
+    assert 0.95 * row <= twin <= row + 0.02
+
+
+def test_the_seed_is_in_the_plan_and_changes_nothing_else() -> None:
+    row = next(iter(ROWS.values()))
+    first, second = (usefulness.row_plan(row, seed) for seed in (0, 1))
+    assert {key for key in first if first[key] != second[key]} == {"seed"}
+
+
+def test_the_table_shows_mean_and_spread_of_what_is_done_and_a_done_seed_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, row = next(iter(ROWS.items()))
+    for seed, accuracy in enumerate((0.90, 0.92, 0.94)):
+        folder = tmp_path / name / str(seed)
+        folder.mkdir(parents=True)
+        result = {"seed": seed, "wall_s": 60.0, "epsilon_pld": 1.0, "delta": 1e-5, "accuracy_exact": accuracy}
+        (folder / "result.json").write_text(json.dumps(result))
+        usefulness.run_row(row, folder, seed, Path("nowhere"))
+    assert capsys.readouterr().err == ""
+    done = usefulness.collect(ROWS, tmp_path)
+    assert [entry["row"] for entry in done] == [name]
+    assert done[0]["accuracy_exact"] == pytest.approx({"mean": 0.92, "spread": 0.02})
+    assert "| 0.920 ± 0.020 |" in usefulness.table(done)
