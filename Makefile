@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 PYTEST_ARGS ?=
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Nothing here calls home, and Flower installs nothing behind our back.
@@ -26,7 +27,7 @@ demo: install  ## three hospitals train one sampler together (minutes; writes ru
 	$(BIN)/ghostnet demo --out $(RUN)
 
 test: lint  ## every check and every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: install  ## ruff, mypy and the walls between the packages
 	$(BIN)/ruff check .
