@@ -81,9 +81,10 @@ def blank_text(pixels: NDArray[Pixel]) -> Blanked:
         MissingDependencyError: the detector is not installed (the image was NOT checked).
 
     Guarantee:
-        `clean` means that the detector finds nothing more, not that nothing is there; what it finds of known texts is
-        measured by `python -m benchmarks.burned_in`.
-        Not covered: letters that blend into what is behind them away from any other text, handwriting.
+        `clean` means that the detector finds nothing more, not that nothing is there. By `benchmarks.burned_in`: of
+        454 annotations in 47 files of an outside set, on which it was tuned, all were covered; of 90 synthetic texts
+        of 6 to 36 px drawn singly on other images, 86.
+        Not covered: faint single words, letters of 6 px and less or much noise over them, handwriting.
     """
     blanked = pixels.copy()
     tight: list[Box] = []
