@@ -1,7 +1,8 @@
 """Images of held modalities that a person at the hospital has seen and let pass: state/approved.csv.
 
-An image is named by a keyed hash of its file's content and of how many of its frames are used, so that a file that
-changes, or of which more is to be used than was seen, is held again. The file holds keys and dates: no name, no path.
+An image is named by a keyed hash of its file's content and of all that decides what the person saw of it: how many of
+its frames are used, what the site does about text, and the code that blanks it. When one of them changes, the image is
+held again. The file holds keys and dates: no name, no path.
 """
 
 from __future__ import annotations
@@ -11,29 +12,55 @@ import dataclasses
 import datetime
 import hashlib
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache as once
 from pathlib import Path
 
+import client.deidentify
+from client.config import SiteConfig
 from client.deidentify.pseudonyms import content_key
 from client.intake.cache import write_private
 from client.intake.task import Task
 from ghostnet.errors import SiteError
 
 FILE = "approved.csv"
+_BLANKING = ("burned_in.py", "text_detector.py", "text_blocks.py", "regions.py")
 _HEADER = ["key", "date"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
-def approval_key(secret: bytes, path: Path, frames_per_file: int) -> str:
+def shown_rules(config: SiteConfig) -> str:
+    """What decides how a file's images look to the person who approves them."""
+    deidentify = config.deidentify
+    rules = [config.data.frames_per_file, deidentify.burned_in, sorted(deidentify.trusted_modalities), _blanking_code()]
+    return json.dumps(rules)
+
+
+@once
+def _blanking_code() -> str:
+    """Changes with any line of the code that finds and blanks text: it may come to blank less than was seen."""
+    digest, here = hashlib.sha256(), Path(str(client.deidentify.__file__)).parent
+    for name in _BLANKING:
+        digest.update((here / name).read_bytes())
+    return digest.hexdigest()
+
+
+def approval_key(secret: bytes, path: Path, shown: str) -> str:
     """64 hex digits that stand for what a person sees of a file.
+
+    Args:
+        secret: the site's.
+        path: the file.
+        shown: from `shown_rules`.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-    return content_key(secret, b"approval", digest, str(frames_per_file).encode())
+    return content_key(secret, b"approval", digest, shown.encode())
 
 
 def read_approvals(state: Path) -> dict[str, str]:
@@ -83,12 +110,12 @@ def revoke(state: Path, keys: Sequence[str]) -> int:
     return len(gone)
 
 
-def with_approval(task: Task, secret: bytes, frames_per_file: int, approvals: Mapping[str, str]) -> Task:
+def with_approval(task: Task, secret: bytes, shown: str, approvals: Mapping[str, str]) -> Task:
     """The task, marked if a person approved its file. One that cannot be read stays as it is: a worker says so."""
     if not approvals:
         return task  # most sites hold nothing: their files are not read twice
     try:
-        approved = approval_key(secret, task.path, frames_per_file) in approvals
+        approved = approval_key(secret, task.path, shown) in approvals
     except OSError:
         return task
     return dataclasses.replace(task, approved=approved)

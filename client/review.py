@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.approvals import approval_key
+from client.approvals import approval_key, shown_rules
 from client.config import SiteConfig
 from client.exclusions import read_exclusions
 from client.intake.cache import Entry, write_private
@@ -143,7 +143,7 @@ def _worth_seeing(
 
 
 def _shown(config: SiteConfig, secret: bytes, job: Job, code: Code | None) -> _Shown:
-    return _Shown(key=approval_key(secret, job.task.path, config.data.frames_per_file), code=code, job=job)
+    return _Shown(key=approval_key(secret, job.task.path, shown_rules(config)), code=code, job=job)
 
 
 def _by_key(shown: _Shown) -> str:

@@ -39,6 +39,7 @@ SMALL_LETTERS = 0.5  # stretched and enlarged views are for these, beside the us
 PATCH, SEARCH = 5, 11  # px; windows of non-local means
 STRENGTH = 0.9  # of non-local means, beside the noise's standard deviation
 MOST_SIGMA = 0.12  # of the range; what measures more is texture
+COLOURED = 0.05  # of the image's span: less difference between its colours hides no letters
 RENDER_PERCENTILES = (0.1, 99.9)  # what the detector is shown; a hot pixel must not make everything else black
 
 
@@ -90,7 +91,7 @@ def blank_text(pixels: NDArray[Pixel]) -> Blanked:
     tight: list[Box] = []
     done: list[Box] = []
     for _ in range(ROUNDS):
-        found = _find(render(blanked), tight)
+        found = [box for shown in _renders(blanked) for box in _find(shown, tight)]
         if not found:
             return Blanked(pixels=blanked, boxes=outermost(done), clean=True)
         tight += found
@@ -122,6 +123,25 @@ def render(pixels: NDArray[Any], *, like: NDArray[Any] | None = None) -> Bytes:
     scaled = (np.where(np.isfinite(grey), grey, low) - low) * (255 / (high - low or 1.0))
     rendered: Bytes = np.clip(scaled, 0, 255).astype(np.uint8)
     return rendered
+
+
+def _renders(pixels: NDArray[Any]) -> Iterator[Bytes]:
+    """What is looked at: the image in grey and, of colours, the direction in which they differ most at one brightness.
+
+    Blue letters on a green of the same brightness are not there in grey, and a person reads them.
+    """
+    yield render(pixels)
+    if pixels.ndim == 2:
+        return
+    colour = pixels.astype(np.float32)
+    colour[~np.isfinite(colour)] = 0.0
+    span = float(np.ptp(np.percentile(colour, RENDER_PERCENTILES)))
+    apart = colour - colour.mean(axis=2, keepdims=True)  # (h,w,3): zero where a pixel is grey
+    flat = apart.reshape(-1, 3)
+    direction = np.linalg.eigh(np.cov(flat, rowvar=False))[1][:, -1]
+    projected = apart @ direction  # (h,w)
+    if float(np.ptp(np.percentile(projected, RENDER_PERCENTILES))) > COLOURED * span:
+        yield render(projected)
 
 
 def _grey(pixels: NDArray[Any]) -> NDArray[np.float32]:

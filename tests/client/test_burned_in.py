@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.deidentify import burned_in, text_detector
-from client.deidentify.burned_in import blank_text, find_text
+from client.deidentify.burned_in import blank_text, find_text, render
 from ghostnet.errors import DataError, MissingDependencyError
 from ghostnet.phantom import chest
 
@@ -113,3 +113,15 @@ def test_other_arrays_are_refused(clean: np.ndarray):
         find_text(clean.astype(np.float32))  # type: ignore[arg-type]
     with pytest.raises(DataError):
         blank_text(np.full((8, 8), np.nan, np.float32))
+
+
+def test_letters_of_another_colour_and_the_same_brightness_are_found() -> None:
+    pixels = np.zeros((200, 320, 3), np.uint8)
+    pixels[..., 1] = 200
+    letters = np.zeros((200, 320), np.uint8)
+    cv2.putText(letters, "DOE JANE 1961", (30, 100), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
+    pixels[letters > 128] = (0, 0, 200)
+    assert not find_text(render(pixels))  # in grey there is nothing to see
+    blanked = blank_text(pixels)
+    assert blanked.clean
+    assert (blanked.pixels[letters > 128] == (0, 200, 0)).all()

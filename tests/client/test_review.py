@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.approvals import approval_key, approve, read_approvals, revoke
+from client.approvals import approval_key, approve, read_approvals, revoke, shown_rules
 from client.cohort import check_site
 from client.config import SiteConfig
 from client.review import outlined, shown_keys, write_review
@@ -101,14 +102,21 @@ def test_the_folder_is_private_and_the_approvals_hold_no_name(hospital: SiteConf
     assert re.fullmatch(r"key,date\r?\n([0-9a-f]{64},\d{4}-\d\d-\d\d\r?\n){2}", text)
 
 
-def test_a_changed_file_or_more_frames_of_it_are_held_again(tmp_path: Path) -> None:
+def test_a_changed_file_or_another_way_to_show_it_is_held_again(tmp_path: Path) -> None:
     held(tmp_path / "a.dcm", "US", 1)
-    key = approval_key(SECRET, tmp_path / "a.dcm", 1)
-    assert key == approval_key(SECRET, tmp_path / "a.dcm", 1)
-    assert key != approval_key(SECRET, tmp_path / "a.dcm", 3)
-    assert key != approval_key(bytes(32), tmp_path / "a.dcm", 1)
+    config = write_site(tmp_path, deidentify='burned_in = "blank"')
+    shown = shown_rules(config)
+    key = approval_key(SECRET, tmp_path / "a.dcm", shown)
+    assert key == approval_key(SECRET, tmp_path / "a.dcm", shown_rules(config))
+    for changed in (
+        replace(config, data=replace(config.data, frames_per_file=3)),
+        replace(config, deidentify=replace(config.deidentify, burned_in="quarantine")),
+        replace(config, deidentify=replace(config.deidentify, burned_in="trust", trusted_modalities=("US",))),
+    ):
+        assert key != approval_key(SECRET, tmp_path / "a.dcm", shown_rules(changed))
+    assert key != approval_key(bytes(32), tmp_path / "a.dcm", shown)
     held(tmp_path / "a.dcm", "US", 2)
-    assert key != approval_key(SECRET, tmp_path / "a.dcm", 1)
+    assert key != approval_key(SECRET, tmp_path / "a.dcm", shown)
 
 
 @pytest.mark.parametrize("text", ["", "key,date\nJANE,2026-01-01\n", f"key,date\n{'a' * 64},soon\n", "x\n"])
