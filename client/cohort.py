@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,6 +23,7 @@ from client.intake.rows import Row, Rows
 from client.intake.sources import read_source
 from client.intake.table import IntakeTable, write_table
 from client.intake.task import Limits
+from client.intake.withdrawn import REVIEW, forget_fetched, forget_review
 from client.secrets import load_or_create_secret
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, SiteError
@@ -58,7 +59,7 @@ def load_cohorts(
     """Takes in a site's images: decoded, without headers and burned-in text, de-noised, in the plan's range and size.
 
     Writes state/intake.json (counts and codes), state/quarantine.csv (which file has which code) and, for files,
-    state/cache.
+    state/cache. Deletes what the PACS sent of patients who have withdrawn, and a review that may show them.
 
     Args:
         config: the site.
@@ -108,7 +109,7 @@ def check_site(
     Raises:
         SiteError, DataError: as in `load_cohorts`, except for a cohort without images.
     """
-    config.state.mkdir(parents=True, exist_ok=True)
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret = load_or_create_secret(config.state / "secret.key")
     rows, kept = _take_in(config, image, secret, progress, limits, workers)
     parts = [[row for row in kept if _is_test(row, config, secret) is test] for test in (False, True)]
@@ -126,17 +127,19 @@ def _take_in(
 ) -> tuple[Rows, list[Row]]:
     """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
     try:
-        config.state.mkdir(parents=True, exist_ok=True)
+        config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        excluded = read_exclusions(config.cohort.exclude, secret) if config.cohort.exclude else frozenset()
         rows = read_source(
             config,
             image,
             secret,
             progress,
-            excluded=read_exclusions(config.cohort.exclude, secret) if config.cohort.exclude else frozenset(),
+            excluded=excluded,
             limits=limits or Limits(),
             workers=workers,
             strict=strict,
         )
+        rows = _forget(config, secret, rows, excluded, limits or Limits())
     except OSError as error:
         raise SiteError(
             f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "
@@ -150,6 +153,16 @@ def _take_in(
             seen.add(pixels)
             kept.append(row)
     return rows, kept
+
+
+def _forget(config: SiteConfig, secret: bytes, rows: Rows, excluded: frozenset[str], limits: Limits) -> Rows:
+    """Deletes what the state folder holds of patients who have withdrawn; the cache has done so already."""
+    files = 0
+    if config.data.kind == "pacs" and excluded:
+        names = [name for name, _ in rows.refused]
+        files = forget_fetched(config.state, config.data.path, names, secret, excluded, limits=limits)
+    review = forget_review(config.state, config.state / REVIEW, excluded)
+    return replace(rows, files_deleted=files, review_deleted=review)
 
 
 def _is_test(row: Row, config: SiteConfig, secret: bytes) -> bool:
@@ -212,9 +225,16 @@ def _write_table(
         quarantined=codes,
         refused=tuple((keys[path], code.value) for path, code in rows.refused),
         rows_without_file=rows.rows_without_file,
+        mask_files=rows.mask_files,
+        unlisted_files=rows.unlisted_files,
         listed_without_file=rows.listed_without_file,
         broken_dicomdirs=rows.broken_dicomdirs,
         boxes_without_file=rows.boxes_without_file,
+        images_missing=rows.images_missing,
+        studies_failed=rows.studies_failed,
+        studies_missing=rows.studies_missing,
+        files_deleted=rows.files_deleted,
+        review_deleted=rows.review_deleted,
     )
     write_table(config.state, table, {key: path for path, key in keys.items()})
     return table

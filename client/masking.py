@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ghostnet.errors import LedgerError, PolicyError
 from ghostnet.plan import Plan
+from ghostnet.privacy import keys
 from ghostnet.secure_sum import Masks, Member, Roster, read_roster, sign_member
 
 _PEER = re.compile(r"([a-z0-9-]{1,32})=([0-9a-f]{64})")
@@ -68,7 +69,7 @@ class RunMasks:
         """The run's masks, once the roster is the one that was pinned, or may be pinned now.
 
         Raises:
-            FederationError: the roster is not signed by its hospitals, or this hospital is not in it.
+            FederationError: the roster is not signed by its hospitals, or this hospital is not in it with its own keys.
             PolicyError: P18, a hospital of the roster is not one that this hospital knows, or the roster has changed.
             LedgerError: this run's mask key is gone, because the run has ended here.
         """
@@ -81,7 +82,8 @@ class RunMasks:
         self._check_peers(roster)
         if not self._key_path.exists():
             raise LedgerError(f"the mask key of run {self._run_id} is gone: the run has ended here; start a new one")
-        masks = Masks(roster, self._site, _load_or_create(self._key_path))
+        own = keys.public_hex(self._signing_key)
+        masks = Masks(roster, self._site, _load_or_create(self._key_path), own)
         pinned = self.pinned()
         if pinned is None:
             _write_once(self._roster_path, roster_text.encode("ascii"))
@@ -106,22 +108,24 @@ class RunMasks:
         pinned = self.pinned()
         if pinned is None:
             return {}
-        return {"hospitals_sha256": pinned.hospitals_sha256(), "keys": "pinned" if self._peers else "first use"}
+        known = bool(self._peers) and not any(self._strangers(pinned))  # site.toml may have changed since the last step
+        return {"hospitals_sha256": pinned.hospitals_sha256(), "keys": "pinned" if known else "first use"}
 
     def forget_key(self) -> None:
         """Removes the mask key: from now on nobody, this hospital included, can make these masks again."""
         self._key_path.unlink(missing_ok=True)
 
     def _check_peers(self, roster: Roster) -> None:
-        if not self._peers:
-            return
+        for member in self._strangers(roster) if self._peers else ():
+            raise PolicyError(
+                f"P18: {member.site[:32]} with key {member.public_key[:16]}... is not among [policy].peers of "
+                "site.toml; add it once you have its key from the hospital itself"
+            )
+
+    def _strangers(self, roster: Roster) -> list[Member]:
+        """Other hospitals of the roster that [policy].peers does not hold with their keys."""
         known = {match[1]: match[2] for entry in self._peers if (match := _PEER.fullmatch(entry))}
-        for member in roster.members:
-            if member.site != self._site and known.get(member.site) != member.public_key:
-                raise PolicyError(
-                    f"P18: {member.site[:32]} with key {member.public_key[:16]}... is not among [policy].peers of "
-                    "site.toml; add it once you have its key from the hospital itself"
-                )
+        return [m for m in roster.members if m.site != self._site and known.get(m.site) != m.public_key]
 
 
 def bad_peers(peers: Iterable[str]) -> list[str]:

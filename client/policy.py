@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from client.masking import bad_peers
-from ghostnet.errors import GhostNetError, PolicyError
+from ghostnet.errors import GhostNetError, PolicyError, SiteError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan import Plan
 from ghostnet.privacy.accounting import epsilon_pld
@@ -34,6 +34,9 @@ _MOST_OF = {  # what one request may make this machine hold
     "training.generator_batch": 4096,
     "utility.bins": 1000,
 }
+_MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
+_MOST_REHEARSED = 2_000_000  # images that a discriminator rehearses on: discriminator_warmup_steps x generator_batch
+_MOST_MAPS = 31  # times discriminator_width: channels of all layers together, at most, of every architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class PolicySpec:
     max_sampling_rate: float = 0.5
     max_coalition_epsilon: float = 0.0  # share = "pooled": most that all runs together may tell the coordinator and all
     # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
+    patients_at_most: int = 0  # PUBLIC, declared by people: there are never more training patients than this; 0 = not
+    # declared, and no plan that truncates batches is taken
     peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
     approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
     allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
@@ -65,7 +70,9 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
 
     Guarantee:
         Unit: patient, add/remove one. A plan that passes has, for each mechanism that is on, noise of at least
-        min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon.
+        min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon. Assumes, where the
+        plan truncates batches: the hospital has no more training patients than it declared (`check_declaration`).
+        The plan and the limits alone decide: neither is computed from a patient.
         Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
     """
     refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_load(plan), *_form(plan, policy)]
@@ -141,22 +148,25 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
 
 
-def check_patients(patients: int, plan: Plan) -> None:
-    """Refuses to train on more patients than the plan's accounting of truncated batches is for.
+def check_declaration(patients: int, policy: PolicySpec) -> None:
+    """Tells the hospital's people that they declared fewer patients than they have.
+
+    Never call it to answer a coordinator: whether it raises depends on the exact number of patients, and whoever may
+    choose or watch the bound could search for that number. Patients are not dropped to fit the bound either: who stays
+    would then depend on the others, and one patient more could move the sum by two clip norms.
 
     Args:
-        patients: SENSITIVE, number of training patients; it is in no message.
-        plan: with `privacy.patients_at_most`; 0, where no batch is truncated, asks for nothing.
+        patients: SENSITIVE, number of training patients; the message holds it, for the hospital's own screen.
+        policy: with `patients_at_most`; 0 declares nothing.
 
     Raises:
-        PolicyError: P15, always in the same words. The refusal itself tells the coordinator that there are more, which
-            is why the bound must be one that is public and generous.
+        SiteError: there are more than declared.
     """
-    bound = plan.privacy.patients_at_most
-    if bound and patients > bound:
-        raise PolicyError(
-            "P15: privacy.patients_at_most is not a bound on this hospital's training patients; a plan that truncates "
-            "batches needs one that is"
+    if policy.patients_at_most and patients > policy.patients_at_most:
+        raise SiteError(
+            f"{patients} patients to train on are more than [policy].patients_at_most = {policy.patients_at_most}, on "
+            "which truncated batches are accounted; declare a generous public number in site.toml (not the count "
+            "itself), or 0 to take no plan that truncates batches"
         )
 
 
@@ -168,6 +178,22 @@ def _load(plan: Plan) -> Iterator[str]:
             yield f"P14: {key} = {value} is not 1 to {most}, which is what this hospital computes for anybody"
     if len(plan.image.labels) > _MOST_IMAGES:
         yield f"P14: {len(plan.image.labels)} labels are more than {_MOST_IMAGES}"
+    for what, numbers, most in _products(plan):
+        if not 0 <= numbers <= most:
+            yield f"P14: {what} makes {numbers:g}, and this hospital computes 0 to {most} for anybody"
+
+
+def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:
+    """Numbers that a plan makes large by several of its values together; no network is built to tell."""
+    labels, warm, training = len(plan.image.labels), plan.warm_start, plan.training
+    planes = _whole(plan.image.channels) + _whole(plan.image.mask_channels)
+    block = _whole(warm.features) + planes * _whole(warm.feature_size) ** 2 + 1
+    yield "labels x warm-start numbers", labels * block, _MOST_NUMBERS
+    if _number(training.perceptual_noise_multiplier) != 0:
+        features = _MOST_MAPS * _whole(plan.model.discriminator_width)
+        yield "labels x discriminator features", labels * (features + 1), _MOST_NUMBERS
+    rehearsed = _whole(training.discriminator_warmup_steps) * _whole(training.generator_batch)
+    yield "training.discriminator_warmup_steps x generator_batch", rehearsed, _MOST_REHEARSED
 
 
 def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
@@ -176,6 +202,12 @@ def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         yield (
             f"P15: privacy.truncate_batch = {plan.privacy.truncate_batch} and patients_at_most = "
             f"{plan.privacy.patients_at_most} are not both 0 or both whole numbers >= 1"
+        )
+    elif kept and not 1 <= _whole(policy.patients_at_most) <= bound:
+        yield (
+            f"P15: privacy.patients_at_most = {plan.privacy.patients_at_most} is not known to be a bound on this "
+            f"hospital's patients ([policy].patients_at_most = {policy.patients_at_most}): a plan that truncates "
+            "batches needs a declared number of at most its own"
         )
     if not _LEAST_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MOST_CLIP_NORM:
         yield (

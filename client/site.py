@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
 from client.masking import RunMasks
-from client.policy import check_coalition, check_patients, check_plan
+from client.policy import check_coalition, check_declaration, check_plan
 from client.replies import read_reply, write_reply
 from client.requests import public_stream, received_classifier, received_mean, run_requests
 from client.secrets import load_or_create_secret
@@ -68,7 +68,8 @@ class Site:
     Guarantee:
         Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
         `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
-        disk are not read by others.
+        disk are not read by others; where batches are truncated, that the hospital has no more patients than it
+        declared ([policy].patients_at_most).
         Not covered: the same patient at another hospital (see certificate.py).
     """
 
@@ -86,9 +87,11 @@ class Site:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
 
         Raises:
-            SiteError, DataError: the folder or its labels cannot be used.
+            SiteError, DataError: the folder or its labels cannot be used, or there are more patients than declared.
         """
-        return self._take_in(image, strict=True)
+        cohorts = self._take_in(image, strict=True)
+        check_declaration(cohorts.train.patients, self.config.policy)
+        return cohorts
 
     def _cohorts(self, image: ImageSpec) -> Cohorts:
         """For answering a coordinator: never refuses because of one row, which would tell about one patient."""
@@ -97,10 +100,8 @@ class Site:
         return self._loaded[1]
 
     def _train_patients(self, plan: Plan) -> Cohort:
-        """The training patients, of whom there may not be more than the plan is accounted for."""
-        train = self._cohorts(plan.image).train
-        check_patients(train.patients, plan)
-        return train
+        """The training patients, however many: whether a hospital answers never depends on their number."""
+        return self._cohorts(plan.image).train
 
     def _take_in(self, image: ImageSpec, *, strict: bool) -> Cohorts:
         secret = load_or_create_secret(self.config.state / "secret.key")

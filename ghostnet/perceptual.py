@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 MASS_WEIGHT = 0.2  # c
 SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
 BLOCK = 512  # images embedded at once
+BLOCK_NUMBERS = 1 << 24  # of patients' vectors in memory at once, at least one patient's: 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +102,23 @@ def embed(snapshot: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: Entropy) -> torch.Tensor:
-    """One vector a patient, (patients, labels (d + 1)), each the mean over at most m images. SENSITIVE."""
+def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: Entropy) -> Iterator[torch.Tensor]:
+    """One vector a patient, each the mean over at most m images; (some patients, labels (d + 1)) at a time. SENSITIVE.
+
+    The memory that it takes does not grow with the patients.
+    """
     device, labels = next(snapshot.parameters()).device, len(plan.image.labels)
     everyone = torch.arange(cohort.patients)
     index, groups = choose_rows(cohort.owners, everyone, plan.privacy.images_per_patient, entropy)  # (r,), (r,)
     width = embed(snapshot, torch.zeros(1, *cohort.images.shape[1:], device=device)).shape[1]
-    sums = torch.zeros(cohort.patients * labels, width)
-    for start in range(0, len(index), BLOCK):
-        rows = slice(start, start + BLOCK)
-        vectors = embed(snapshot, cohort.images[index[rows]].to(device)).cpu()
-        sums.index_add_(0, groups[rows] * labels + cohort.labels[index[rows]], vectors)
-    counts = torch.bincount(groups, minlength=cohort.patients).clamp(min=1)  # (patients,)
-    return sums.reshape(cohort.patients, labels * width) / counts[:, None]
+    most = max(1, BLOCK_NUMBERS // (labels * width))  # patients at once
+    for first in range(0, max(1, cohort.patients), most):
+        count = min(most, cohort.patients - first)
+        begin, end = torch.searchsorted(groups, torch.tensor([first, first + count])).tolist()
+        sums = torch.zeros(count * labels, width)
+        for start in range(begin, end, BLOCK):
+            rows = slice(start, min(start + BLOCK, end))
+            vectors = embed(snapshot, cohort.images[index[rows]].to(device)).cpu()
+            sums.index_add_(0, (groups[rows] - first) * labels + cohort.labels[index[rows]], vectors)
+        counts = torch.bincount(groups[begin:end] - first, minlength=count).clamp(min=1)  # (count,)
+        yield sums.reshape(count, labels * width) / counts[:, None]

@@ -64,7 +64,7 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
     sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
     sampled = truncate_sample(sampled, privacy.truncate_batch, entropy)  # (min(p, b),), where the plan has a b
     index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
-    total = torch.zeros(numbers, dtype=torch.int64)
+    total = torch.zeros(numbers, dtype=torch.float64)
     for part, part_groups in _parts(index, groups, max(1, plan.training.physical_rows // privacy.views)):
         part, part_groups = (t.repeat_interleave(privacy.views) for t in (part, part_groups))  # (r K,)
         images = private_views(cohort.images[part], plan, entropy)  # (r K, c, h, w)
@@ -78,9 +78,9 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
         summed = gradients.clipped_sum(
             rows, row_loss, clip_norm=privacy.clip_norm, physical_rows=plan.training.physical_rows
         )
-        total += to_grid(torch.cat([summed[name].flatten() for name in shapes]), std=std)  # exact in any order
+        total += torch.cat([summed[name].flatten() for name in shapes])
         del images, rows, summed
-    return add_gaussian_steps(total, std=std, entropy=entropy).numpy()
+    return add_gaussian_steps(to_grid(total, std=std), std=std, entropy=entropy).numpy()  # rounded once
 
 
 def share_std(plan: Plan) -> float:

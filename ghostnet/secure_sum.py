@@ -133,9 +133,11 @@ class Masks:
         roster: the run's hospitals, checked.
         site: this hospital.
         mask_key: this hospital's private half of its mask key of the run.
+        public_key: this hospital's own signing key, public half. Under another one it would mask for a run whose
+            certificate can never hold.
 
     Raises:
-        FederationError: this hospital is not in the roster with this mask key, or a peer's key is no point.
+        FederationError: this hospital is not in the roster with these two keys, or a peer's key is no point.
 
     Guarantee:
         For whoever does not hold one of this hospital's pair secrets (the coordinator, and any hospitals but at least
@@ -145,10 +147,13 @@ class Masks:
         Not covered: the total; the noise in it must do (pooled.py).
     """
 
-    def __init__(self, roster: Roster, site: str, mask_key: X25519PrivateKey) -> None:
-        own = mask_key.public_key().public_bytes_raw().hex()
-        if not any((member.site, member.mask_key) == (site, own) for member in roster.members):
-            raise FederationError(f"the roster does not hold {site} with its mask key of this run; nothing is masked")
+    def __init__(self, roster: Roster, site: str, mask_key: X25519PrivateKey, public_key: str) -> None:
+        own = (site, mask_key.public_key().public_bytes_raw().hex(), public_key)
+        if not any((member.site, member.mask_key, member.public_key) == own for member in roster.members):
+            raise FederationError(
+                f"the roster does not hold {site} with its own signing key and its mask key of this run; nothing is "
+                "masked"
+            )
         self._context = {"document": "ghostnet mask", "roster": roster.sha256(), "run": roster.run_id}
         self._site = site
         self._secrets = {

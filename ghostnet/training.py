@@ -95,7 +95,7 @@ def train_round(
         Unit: patient, add/remove one. Each step is a sampled Gaussian mechanism (q, sigma) with sensitivity
         clip_norm, truncated where the plan says so; the perceptual release, where the plan has one, is a Gaussian
         mechanism with sensitivity 1; the generator's steps are post-processing. Assumes: Poisson sampling with rate q,
-        and no more patients than `privacy.patients_at_most` where a batch is truncated.
+        and, where a batch is truncated, no more patients than `privacy.patients_at_most` (each hospital declares so).
         Not covered: a patient seen by two hospitals (see certificate.py), and time or memory that an observer of the
         hospital's machine could measure.
     """

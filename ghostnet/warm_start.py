@@ -34,7 +34,7 @@ from ghostnet.progress import Progress, silent
 
 MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
 SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
-BLOCK = 512  # rows embedded at once, so that memory stays flat in the number of images
+BLOCK_NUMBERS = 1 << 24  # of vectors in memory at once, at least one patient's: 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +96,23 @@ def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
 
 @torch.no_grad()
 def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor]:
-    """`patient_embeddings` in blocks of at most BLOCK patients, at least one, for vectors that do not fit in memory."""
+    """`patient_embeddings` in blocks of at most BLOCK_NUMBERS, at least a patient, at least one block.
+
+    For vectors that do not fit in memory: what it takes does not grow with the patients.
+    """
     kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
     owners = cohort.owners[kept]
     labels, block = len(plan.image.labels), _block_size(plan)
-    for start in range(0, max(1, cohort.patients), BLOCK):
-        stop = min(start + BLOCK, cohort.patients)
-        rows = kept[(owners >= start) & (owners < stop)]
-        local = cohort.owners[rows] - start  # (r,)
+    most, most_rows = (max(1, BLOCK_NUMBERS // numbers) for numbers in (labels * block, block))
+    for start in range(0, max(1, cohort.patients), most):
+        stop = min(start + most, cohort.patients)
+        begin, end = torch.searchsorted(owners, torch.tensor([start, stop])).tolist()
         sums = torch.zeros((stop - start) * labels, block)
-        for part in range(0, len(rows), BLOCK):
-            some = rows[part : part + BLOCK]
-            cell = local[part : part + BLOCK] * labels + cohort.labels[some]
-            sums.index_add_(0, cell, embed_images(cohort.images[some], plan))
-        counts = torch.bincount(local, minlength=stop - start).clamp(min=1)  # (stop - start,)
+        for first in range(begin, end, most_rows):
+            some = slice(first, min(first + most_rows, end))
+            cell = (owners[some] - start) * labels + cohort.labels[kept[some]]
+            sums.index_add_(0, cell, embed_images(cohort.images[kept[some]], plan))
+        counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
         yield sums.reshape(stop - start, labels * block) / counts[:, None]
 
 

@@ -46,7 +46,12 @@ def test_no_image_has_a_vector_longer_than_1_in_any_network(architecture):
 
 def test_one_patient_more_moves_the_released_sum_by_at_most_1(monkeypatch):
     plan, seen = network_plan("dcgan", training=ON), []
-    monkeypatch.setattr(perceptual, "noisy_sum", lambda vectors, **_: seen.append(vectors) or vectors.sum(0))
+
+    def bare_sum(vectors, **_):
+        seen.append(torch.cat(list(vectors)))
+        return seen[-1].sum(0)
+
+    monkeypatch.setattr(perceptual, "noisy_sum", bare_sum)
     discriminator, data = build_discriminator(plan), cohort()
     release_features(discriminator, data, plan, SeededEntropy(0))
     (vectors,) = seen
@@ -55,6 +60,19 @@ def test_one_patient_more_moves_the_released_sum_by_at_most_1(monkeypatch):
     alone = Cohort(images=data.images[:2], labels=data.labels[:2], owners=data.owners[:2], patients=1)
     release_features(discriminator, alone, plan, SeededEntropy(0))
     assert torch.allclose(seen[1][0], vectors[0], atol=1e-5)  # a patient's vector is the patient's alone
+
+
+@pytest.mark.parametrize("patients", [0, 7])
+def test_vectors_come_in_blocks_whose_size_does_not_grow_with_the_patients(monkeypatch, patients):
+    discriminator, some = build_discriminator(PLAN).eval(), cohort(7)
+    data = Cohort(images=some.images[:0], labels=some.labels[:0], owners=some.owners[:0], patients=0)
+    data = some if patients else data
+    (whole,) = perceptual._patient_features(discriminator, data, PLAN, SeededEntropy(0))
+    for most, sizes in ((3, [3, 3, 1]), (1, [1] * 7)):
+        monkeypatch.setattr(perceptual, "BLOCK_NUMBERS", max(1, most * whole.shape[1]))
+        blocks = list(perceptual._patient_features(discriminator, data, PLAN, SeededEntropy(0)))
+        assert [len(block) for block in blocks] == (sizes if patients else [0])
+        assert torch.allclose(torch.cat(blocks), whole, atol=1e-6)
 
 
 def test_the_target_is_the_class_means_of_the_features_whatever_the_shares_of_the_classes():

@@ -125,6 +125,15 @@ def test_physical_rows_change_no_bit_of_a_share() -> None:
         assert np.abs(sums[0] - other).max() * total_unit(plan) < 1e-5
 
 
+def test_a_share_is_rounded_to_the_grid_once_however_many_parts_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = pooled_plan(sampling_rate=1.0)
+    plan = dataclasses.replace(plan, training=dataclasses.replace(plan.training, physical_rows=2))
+    rounded, to_grid = [], pooled.to_grid
+    monkeypatch.setattr(pooled, "to_grid", lambda values, std: rounded.append(values.dtype) or to_grid(values, std=std))
+    noised_share(build_discriminator(plan), cohort(0), plan, entropy=Silent(0))
+    assert rounded == [torch.float64]
+
+
 def total_unit(plan: Plan) -> float:
     """One grid step, in the gradient's unit."""
     one = total_gradient(np.ones(sum(p.numel() for p in build_discriminator(plan).parameters()), dtype=np.int64),
@@ -156,6 +165,29 @@ def test_one_patient_more_moves_a_share_by_at_most_clip_norm() -> None:
     one, two = (noised_share(network, c, plan, entropy=Silent(0)) for c in (less, more))
     moved = np.linalg.norm((two - one).astype(np.float64)) * total_unit(plan)
     assert 0.9 * 0.01 < moved <= 0.01 * (1 + 1e-5)
+
+
+@torch.no_grad()
+def test_a_patient_whose_images_cancel_under_a_crafted_discriminator_takes_nothing_from_the_others() -> None:
+    plan = pooled_plan(sampling_rate=1.0)
+    plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, discriminator_norm="none"))
+    network = build_discriminator(plan)
+    for parameter in network.parameters():
+        parameter.zero_()
+    first, second = (layer.weight for layer in network.features if isinstance(layer, torch.nn.Conv2d))
+    first[0, 0, 1, 1], first[1, 0, 1, 1], second[0, 0, 1, 1] = 1.0, -1.0, 2.0**40
+    # Leaky slopes make 0.5 and -1 into (0.5, -0.1) and (-0.2, 1): weights (1, -23/5) turn those into +0.96 and -0.96.
+    second[0, 1, 1, 1] = -4.600000381469727 * 2.0**40
+    constants = torch.tensor([0.5, -1.0]).reshape(2, 1, 1, 1).expand(2, 1, 28, 28)
+    at = network.features(constants)
+    assert float((at[0] + at[1]).abs().max()) == 0 < float(at.abs().max())
+    other = cohort(0, patients=30)
+    less = dataclasses.replace(other, labels=torch.zeros_like(other.labels))
+    owners = torch.cat([other.owners[:30], torch.full((2,), 15), other.owners[30:] + 1])
+    images = torch.cat([other.images[:30], constants, other.images[30:]])
+    more = Cohort(images=images, labels=torch.zeros(62, dtype=torch.long), owners=owners, patients=31)
+    one, two = (noised_share(network, c, plan, entropy=Silent(0)) for c in (less, more))
+    assert np.linalg.norm((two - one).astype(np.float64)) * total_unit(plan) <= 1e-4 * plan.privacy.clip_norm
 
 
 def test_each_share_has_its_part_of_the_noise_and_the_total_has_all_of_it() -> None:

@@ -27,7 +27,7 @@ def hospitals(names: tuple[str, ...] = ("a", "b", "c", "d")) -> tuple[Roster, di
         for name in names
     ]
     roster = make_roster(**ABOUT, hospitals=len(names), members=members)
-    return roster, {name: Masks(roster, name, secret[name]) for name in names}
+    return roster, {m.site: Masks(roster, m.site, secret[m.site], m.public_key) for m in roster.members}
 
 
 def looks_uniform(values: np.ndarray) -> bool:
@@ -97,7 +97,8 @@ def test_other_runs_and_rosters_have_other_masks() -> None:
             sign_member(run_id=run, plan_hash=PLAN, site=n, signing_key=signing[n], mask_key=secret[n]) for n in "ab"
         ]
         roster = make_roster(run_id=run, plan_hash=PLAN, hospitals=2, members=members)
-        masked.append(Masks(roster, "a", secret["a"]).masked(np.zeros(20_000, dtype=np.int64), "step-1"))
+        own = roster.members[0].public_key
+        masked.append(Masks(roster, "a", secret["a"], own).masked(np.zeros(20_000, dtype=np.int64), "step-1"))
     assert looks_uniform(masked[0] - masked[1])
 
 
@@ -157,15 +158,24 @@ def test_a_point_of_small_order_or_no_point_gives_no_secret(point: str) -> None:
         sign_member(**ABOUT, site="b", signing_key=peer, mask_key=X25519PrivateKey.generate()), mask_key=point
     )
     with pytest.raises(FederationError, match="X25519"):  # a hospital may sign what it likes
-        Masks(Roster(**ABOUT, members=(a, b)), "a", own)
+        Masks(Roster(**ABOUT, members=(a, b)), "a", own, a.public_key)
 
 
-def test_a_hospital_masks_only_with_a_roster_that_holds_its_own_key() -> None:
-    roster, _ = hospitals()
-    with pytest.raises(FederationError, match="does not hold"):
-        Masks(roster, "a", X25519PrivateKey.generate())
-    with pytest.raises(FederationError, match="does not hold"):
-        Masks(roster, "e", X25519PrivateKey.generate())
+def test_a_hospital_masks_only_with_a_roster_that_holds_its_own_two_keys() -> None:
+    own, signing = X25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    a = sign_member(**ABOUT, site="a", signing_key=signing, mask_key=own)
+    b = sign_member(**ABOUT, site="b", signing_key=Ed25519PrivateKey.generate(), mask_key=X25519PrivateKey.generate())
+    roster = make_roster(**ABOUT, hospitals=2, members=[a, b])
+    Masks(roster, "a", own, a.public_key)
+    for site, mask_key, public_key in (
+        ("a", X25519PrivateKey.generate(), a.public_key),
+        ("a", own, b.public_key),
+        ("a", own, "00" * 32),
+        ("b", own, a.public_key),
+        ("e", own, a.public_key),
+    ):
+        with pytest.raises(FederationError, match="does not hold"):
+            Masks(roster, site, mask_key, public_key)
 
 
 def test_anyone_can_tell_from_names_and_keys_who_was_masked_with() -> None:

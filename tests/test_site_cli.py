@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from client.config import Kind, SiteConfig, load_site
@@ -122,6 +123,20 @@ def test_a_person_is_asked_and_may_take_what_is_proposed(tmp_path: Path) -> None
     assert (config.name, config.policy.max_epsilon, config.cohort.test_fraction) == ("harbour", 6.5, 0.25)
     assert "Kind of data" in done.stderr
     assert "Share of patients" not in done.output  # what was given is not asked
+
+
+def test_a_period_of_a_pacs_needs_no_label_table(tmp_path: Path) -> None:
+    given = ["--name", "south", "--max-epsilon", "8", "--delta", "1e-5", "--kind", "pacs", "--yes"]
+    pacs = ["--pacs-url", "https://pacs.example/dicom-web", "--pacs-study-date", "20200101-20201231"]
+    files = ["--pacs-credentials", "pacs.secret", "--pacs-ca-file", "ca.pem"]
+    refused = run(tmp_path, *given, *pacs, *files)
+    assert "--missing-label" in str(refused.exception)  # one label for all of them, and nothing can be proposed
+    done = run(tmp_path, *given, *pacs, *files, "--missing-label", "normal")
+    assert done.exit_code == 0, done.output
+    config = load_site(tmp_path / "site.toml")
+    assert config.pacs is not None
+    assert (config.data.labels, config.labels.missing, config.pacs.study_date) == (None, "normal", "20200101-20201231")
+    assert (config.pacs.credentials, config.pacs.ca_file) == (tmp_path / "pacs.secret", tmp_path / "ca.pem")
 
 
 def test_a_table_of_chest_x_rays_is_recognised(tmp_path: Path) -> None:
@@ -257,6 +272,19 @@ def test_check_prints_json_and_the_table_of_the_same_intake(checked: tuple[Path,
     assert not config.ledger_path.exists()
 
 
+def test_more_patients_than_declared_are_exit_code_4_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
+    folder, _ = checked
+    text = (folder / "site.toml").read_text()
+    (folder / "few.toml").write_text(text + "patients_at_most = 1\n")
+    done = ghostnet("site", "check", folder / "few.toml", "--plan", folder / "plan.toml", check=False)
+    assert done.returncode == 4, done.stderr
+    assert "patients_at_most = 1" in done.stderr
+    assert "Patients" in done.stdout
+    assert "Traceback" not in done.stderr
+    (folder / "few.toml").write_text(text + "patients_at_most = 3\n")
+    assert ghostnet("site", "check", folder / "few.toml", "--plan", folder / "plan.toml").returncode == 0
+
+
 def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
     folder, _ = checked
     (folder / "labels.csv").write_text("image,label\nnone.dcm,normal\n")
@@ -264,3 +292,13 @@ def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked:
     assert done.returncode == 5, done.stderr
     assert "NO_LABEL" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_pacs_did_not_send_is_shown_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = IntakeTable(
+        kind="pacs", found=9, taken=9, train_images=9, images_missing=13, studies_failed=14, studies_missing=15
+    )
+    steps = " ".join(next_steps(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))
+    assert all(text in steps for text in ("13 image(s)", "14 study(ies)", "15 study(ies)"))
+    Console(width=100).print(intake_view(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))
+    assert re.search(r"did not send\s+13", capsys.readouterr().out)

@@ -71,9 +71,18 @@ def test_only_the_first_images_of_a_patient_count_and_no_other_patient_matters()
 def test_blocks_of_patients_join_to_the_whole(monkeypatch):
     data = cohort([7, 6], [0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 6, 7, 7])
     whole = warm_start.patient_embeddings(data, PLAN)
-    monkeypatch.setattr(warm_start, "BLOCK", 3)
+    monkeypatch.setattr(warm_start, "BLOCK_NUMBERS", 3 * warm_start.embedding_size(PLAN))
     blocks = list(warm_start.iter_patient_embeddings(data, PLAN))
     assert [len(b) for b in blocks] == [3, 3, 2]
+    assert torch.allclose(torch.cat(blocks), whole, atol=1e-6)
+
+
+def test_a_vector_longer_than_a_block_goes_alone(monkeypatch):
+    data = cohort([2, 2], [0, 1, 1, 3])
+    whole = warm_start.patient_embeddings(data, PLAN)
+    monkeypatch.setattr(warm_start, "BLOCK_NUMBERS", 1)
+    blocks = list(warm_start.iter_patient_embeddings(data, PLAN))
+    assert [len(b) for b in blocks] == [1, 1, 1, 1]
     assert torch.allclose(torch.cat(blocks), whole, atol=1e-6)
 
 

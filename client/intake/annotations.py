@@ -6,7 +6,8 @@ nothing; where someone looked and found nothing, the mask is black.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -38,6 +39,7 @@ class Annotations:
         layout: of the label table.
         rules: which finding stands for which label.
         labels: the plan's.
+        shared_names: names that several files have: a box file that says no more does not say which it means.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Annotations:
     layout: Layout
     rules: LabelSpec
     labels: Sequence[str]
+    shared_names: Set[str] = frozenset()
 
     def of(self, pair: Pair, label: int) -> Annotation | Code:
         """What lies on one image, or NO_MASK or BAD_MASK.
@@ -64,9 +67,9 @@ class Annotations:
             return Code.BAD_MASK if mask is None else Annotation(mask=mask)
         if line.boxes:
             return Annotation(boxes=line.boxes)
-        key = boxes_key(pair.name, self.layout)
+        key = boxes_key(pair.name, self.boxes, self.layout)
         if key in self.boxes:
-            found = self.boxes[key]
+            found = None if key != pair.name and key in self.shared_names else self.boxes[key]
             return Code.BAD_MASK if found is None else self._counted(found, label)
         return Code.NO_MASK if line.boxes is None else Annotation(boxes=())
 
@@ -82,11 +85,16 @@ class Annotations:
         return Annotation(boxes=counted) if counted or not found else Code.NO_MASK
 
 
-def boxes_key(name: str, layout: Layout) -> str:
-    """How a box file names an image: by its path below the image folder, or in layout nih by its file name."""
-    return PurePosixPath(name).name if layout == "nih" else name
+def boxes_key(name: str, boxes: Mapping[str, object], layout: Layout) -> str:
+    """How a box file names an image: by its path below the image folder, or else in layout nih by its file name."""
+    return PurePosixPath(name).name if layout == "nih" and name not in boxes else name
+
+
+def shared_names(files: Sequence[str]) -> frozenset[str]:
+    """File names that several files have, in different folders."""
+    return frozenset(name for name, count in Counter(PurePosixPath(file).name for file in files).items() if count > 1)
 
 
 def boxes_without_image(boxes: Mapping[str, object], files: Sequence[str], layout: Layout) -> int:
     """Images of the box file that are not there."""
-    return len(set(boxes) - {boxes_key(name, layout) for name in files})
+    return len(set(boxes) - {boxes_key(name, boxes, layout) for name in files})

@@ -59,6 +59,8 @@ def _row(data: NpzData, i: int, image: ImageSpec, secret: bytes, excluded: Set[s
         return Code.EXCLUDED
     if data.labels[i] < 0:
         return Code.NO_LABEL
+    if data.masks is not None and 1 < image.mask_channels < data.masks[i].max():  # a region that no channel takes
+        return Code.BAD_MASK
     test = None if data.test is None else bool(data.test[i])
     return Row(
         planes=_planes(data, i, image),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.intake.delimited import read_lines
 from client.intake.folder import posix
 from ghostnet.errors import DataError, SiteError
 
@@ -21,6 +22,7 @@ NONE = "none"
 
 _MOST_BYTES = 1 << 30
 _FARTHEST = 1e6  # px
+_MOST_DIGITS = 300
 _COLUMNS: dict[str, tuple[str, str, tuple[str, str, str, str]]] = {
     "corners": ("image", "finding", ("x0", "y0", "x1", "y1")),
     "size": ("image", "finding", ("x", "y", "width", "height")),
@@ -60,8 +62,8 @@ def read_boxes(path: Path, *, strict: bool = True) -> Boxes:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise SiteError(f"[data].boxes = {path} has more than {_MOST_BYTES >> 20} MiB; split the data among sites")
-        found = _read_coco(path) if path.suffix.lower() == ".json" else _read_csv(path)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+        found = _read_coco(path, strict=strict) if path.suffix.lower() == ".json" else _read_csv(path)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = error.__class__.__name__
         raise SiteError(f"[data].boxes = {path} cannot be read ({kind}); give COCO JSON or a UTF-8 CSV file") from None
     boxes: Boxes = {}
@@ -99,12 +101,13 @@ _Found = tuple[str, NamedBox | str | None]
 
 
 def _read_csv(path: Path) -> Iterable[_Found]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.reader(file, strict=True))
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    lines = [[cell.strip() for cell in row] for row in rows[1:] if any(cell.strip() for cell in row)]
-    if tuple(header[:2]) == _NIH_START:  # the four numbers follow, whatever the header calls their columns
-        return [_from_cells(row[0], _NIH_ALIASES.get(row[1], row[1]), row[2:6], sized=True) for row in _padded(lines)]
+    first, lines = read_lines(path)
+    header, wide = first.cells, max(6, len(first.cells))
+    rows = [(*line.cells, *[""] * wide, line.problem) for line in lines]
+    if header[:2] == _NIH_START:  # the four numbers follow, whatever the header calls their columns
+        return [
+            _from_cells(row[0], _NIH_ALIASES.get(row[1], row[1]), row[2:6], sized=True, problem=row[-1]) for row in rows
+        ]
     for form, (image, finding, numbers) in _COLUMNS.items():
         if {image, *numbers} <= set(header):
             at = {name: header.index(name) for name in (image, finding, *numbers) if name in header}
@@ -114,8 +117,9 @@ def _read_csv(path: Path) -> Iterable[_Found]:
                     row[at[finding]] if finding in at else "",
                     [row[at[name]] for name in numbers],
                     sized=form == "size",
+                    problem=row[-1],
                 )
-                for row in (line + [""] * len(header) for line in lines)
+                for row in rows
             ]
     raise SiteError(
         f"[data].boxes = {path} has none of the columns that are known; its first line must be "
@@ -123,28 +127,38 @@ def _read_csv(path: Path) -> Iterable[_Found]:
     )
 
 
-def _padded(lines: Sequence[list[str]]) -> Iterable[list[str]]:
-    return (line + [""] * 6 for line in lines)
-
-
-def _from_cells(image: str, finding: str, cells: Sequence[str], *, sized: bool) -> _Found:
+def _from_cells(image: str, finding: str, cells: Sequence[str], *, sized: bool, problem: str) -> _Found:
+    if problem:
+        return image, None
     if not any(cells):
         return image, ""
     corners = _corners(cells, sized=sized)
     return image, None if corners is None else NamedBox(finding=finding, corners=corners)
 
 
-def _read_coco(path: Path) -> Iterable[_Found]:
-    raw = json.loads(path.read_text(encoding="utf-8-sig"))
+def _read_coco(path: Path, *, strict: bool) -> Iterable[_Found]:
+    text = path.read_bytes().decode("utf-8-sig", errors="strict" if strict else "surrogateescape")
+    raw = json.loads(text, parse_int=_whole)
     tables = {name: raw.get(name) if isinstance(raw, dict) else None for name in ("images", "annotations")}
-    if not all(isinstance(table, list) and all(isinstance(row, dict) for row in table) for table in tables.values()):
+    wrong = any(
+        not isinstance(table, list) or (strict and not all(isinstance(row, dict) for row in table))
+        for table in tables.values()
+    )
+    if wrong:
         raise SiteError(f"[data].boxes = {path} is no COCO: it needs the lists images and annotations; export it anew")
-    names = {_id(row.get("id")): str(row.get("file_name") or "") for row in raw["images"]}
-    kinds = raw.get("categories")
-    rows = [row for row in kinds if isinstance(row, dict)] if isinstance(kinds, list) else []
-    findings = {_id(row.get("id")): str(row.get("name") or "") for row in rows}
+    names = {_id(row.get("id")): str(row.get("file_name") or "") for row in _rows(raw["images"])}
+    findings = {_id(row.get("id")): str(row.get("name") or "") for row in _rows(raw.get("categories"))}
     found: list[_Found] = [(name, "") for name in names.values()]
-    return found + [_annotation(row, names, findings) for row in raw["annotations"]]
+    return found + [_annotation(row, names, findings) for row in _rows(raw["annotations"])]
+
+
+def _rows(table: object) -> list[dict[str, Any]]:
+    return [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+
+
+def _whole(digits: str) -> int | str:
+    """Python refuses to convert thousands of digits; as text such a number is one bad box and no more."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def _annotation(row: Mapping[str, Any], names: Mapping[str, str], findings: Mapping[str, str]) -> _Found:

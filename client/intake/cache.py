@@ -1,7 +1,9 @@
 """What was prepared once is not prepared again. Entries hold pixels, closed-list values and keys: no identifier.
 
-An entry is found by a keyed hash of the source's content, below a folder named after everything that shaped it (the
-plan's image, the site's rules, this code). Entries are written whole or not at all, readable by the site's user only.
+An entry is found by a keyed hash of the source file and one of what the label table says of it, below a folder named
+after everything that shaped it (the plan's image, the site's rules, this code). It stays as long as its source file is
+there and its patient has not withdrawn, whatever plan is asked for in between; of such folders, only those last used
+stay. Entries are written whole or not at all, readable by the site's user only.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +28,7 @@ from client.deidentify.survivors import survivors
 from client.intake.quarantine import TRANSIENT, Code, Refused
 
 _SUFFIX = ".safetensors"
+_MOST_RULES = 8  # sets of rules whose entries are kept: some plans in turn, not every version of this code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Cache:
         for made in (self._root, self._folder):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
             made.chmod(0o700)
+        os.utime(self._folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,7 +96,7 @@ class Cache:
         """Keeps an entry, or a refusal that would come again; others are not kept.
 
         Args:
-            key: of the source's content.
+            key: as `entry_key` gives it.
             entry: what came of it.
             identifiers: SENSITIVE: texts of the source's header; dropped.
 
@@ -113,14 +118,50 @@ class Cache:
             write_private(self._path(key), _artefact({}, {"code": entry.value}))
         return entry
 
-    def forget_all_but(self, keys: Set[str]) -> None:
-        """Removes entries whose source is gone, under whatever rules they were made: a patient may have withdrawn."""
+    def sources(self) -> set[str]:
+        """The source of every entry, under whatever rules it was made."""
+        return {_source(path) for path in self._root.glob(f"*/*{_SUFFIX}")}
+
+    def forget(self, *, present: Set[str], excluded: Set[str]) -> None:
+        """Removes entries whose source is gone or whose patient has withdrawn, under whatever rules they were made.
+
+        Args:
+            present: sources whose files are there.
+            excluded: keys of patients of whom nothing is kept.
+        """
+        last_used = sorted((path for path in self._root.iterdir() if path.is_dir()), key=_modified, reverse=True)
+        for folder in last_used[_MOST_RULES:]:
+            if folder != self._folder:
+                shutil.rmtree(folder, ignore_errors=True)
         for path in self._root.glob(f"*/*{_SUFFIX}*"):
-            if path.name.split(".")[0] not in keys or path.suffix != _SUFFIX:
+            gone = path.suffix != _SUFFIX or _source(path) not in present
+            if gone or (excluded and _patient(path) in excluded):
                 path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
+
+
+def entry_key(source: str, said: str) -> str:
+    """The key of an entry, from two of `content_key`: of the source file, and of what else it was made from."""
+    return f"{source}-{said}"
+
+
+def _source(path: Path) -> str:
+    return path.name.split(".")[0].partition("-")[0]
+
+
+def _modified(folder: Path) -> float:
+    return folder.stat().st_mtime
+
+
+def _patient(path: Path) -> str:
+    """Whose an entry is; "" for a refusal, which holds nothing of a patient, and for one that is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return str(json.loads(file.metadata()["entry"]).get("patient", ""))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def _artefact(arrays: dict[str, NDArray[np.float32]], kept: Mapping[str, object]) -> bytes:

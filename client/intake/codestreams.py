@@ -17,7 +17,23 @@ def stated_size(stream: bytes, syntax: str) -> tuple[int, int, int] | None:
     """
     if syntax.startswith(("JPEG 2000", "HTJ2K")):
         return _j2k_size(stream)
-    return _jpeg_size(stream) if syntax.startswith("JPEG") else None
+    if not syntax.startswith("JPEG"):
+        return None
+    at = _frame_header(stream)
+    if at is None:
+        return None
+    height, width = (int.from_bytes(stream[at + i : at + i + 2], "big") for i in (5, 7))
+    return height, width, stream[at + 9]
+
+
+def stated_precision(stream: bytes) -> int | None:
+    """Bits a sample that a JPEG or JPEG-LS codestream gives (ISO/IEC 10918-1 section B.2.2); None if it gives none.
+
+    Args:
+        stream: one frame, without its fragment headers; its beginning is enough.
+    """
+    at = _frame_header(stream)
+    return None if at is None else stream[at + 4]
 
 
 def _j2k_size(stream: bytes) -> tuple[int, int, int] | None:
@@ -28,13 +44,13 @@ def _j2k_size(stream: bytes) -> tuple[int, int, int] | None:
     return bottom - top, right - left, int.from_bytes(stream[at + 40 : at + 42], "big")
 
 
-def _jpeg_size(stream: bytes) -> tuple[int, int, int] | None:
+def _frame_header(stream: bytes) -> int | None:
+    """Where the frame header of a JPEG or JPEG-LS codestream begins."""
     at = 0
     while at + 10 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker in _JPEG_SIZES:
-            height, width = (int.from_bytes(stream[at + i : at + i + 2], "big") for i in (5, 7))
-            return height, width, stream[at + 9]
+            return at
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in _NO_LENGTH:

@@ -1,7 +1,10 @@
 """Worker processes for hostile files: as many as there are cores, each replaced when it crashes or hangs.
 
-The parent never parses an image file. It hands out paths and takes back frames whose sizes and values it checks, so
-that even a worker taken over by a file can only refuse, or make up, that worker's images.
+The parent never parses an image file. It hands out paths and takes back frames whose sizes and values it checks: what
+a worker answers can be wrong about that worker's images, and nothing else of the parent. A worker that a file takes
+over is still a process of the site's user, under limits of memory and time: it can read what that user can read, other
+patients' files and the site's keys among them, and delete or rename them, though it can write no file and gain no
+privilege. It has no network where `confinement` could take it away; elsewhere a firewall has to.
 """
 
 from __future__ import annotations
@@ -114,6 +117,22 @@ def list_dicomdirs(paths: Sequence[Path], *, limits: Limits) -> list[tuple[str, 
         worker.stop()
 
 
+def read_patients(paths: Sequence[Path], *, limits: Limits) -> list[str]:
+    """SENSITIVE: the PatientID of each DICOM file, as it is written; "" where it cannot be read.
+
+    Raises:
+        MissingDependencyError: a library that workers need is not installed.
+        SiteError: no worker can be started.
+    """
+    if not paths:
+        return []
+    worker = _Worker(None, limits)
+    try:
+        return [worker.patient(path) for path in paths]
+    finally:
+        worker.stop()
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -162,7 +181,7 @@ class _Worker:
         """Prepares one file; a worker that does not answer in time, or not sensibly, is killed."""
         settings = self._settings
         if settings is None:
-            raise SiteError("this worker lists DICOMDIRs only; give it settings")
+            raise SiteError("this worker reads headers only; give it settings")
         most = settings.frames_per_file * _frame_bytes(settings)
 
         def ask() -> Outcome:
@@ -183,6 +202,16 @@ class _Worker:
 
         listed = self._guarded(ask)
         return () if isinstance(listed, Code) else listed
+
+    def patient(self, path: Path) -> str:
+        """The PatientID of a DICOM file; "" if it cannot be read."""
+
+        def ask() -> str:
+            header, _ = self._asked({"patient": os.fspath(path)}, self._seconds(path), 0)
+            return str(header.get("patient_id", ""))
+
+        found = self._guarded(ask)
+        return "" if isinstance(found, Code) else found
 
     def _guarded(self, ask: Callable[[], Reply]) -> Reply | Code:
         if self._process is None:

@@ -1,8 +1,8 @@
-"""DICOMDIR, the table of contents of a disc (PS3.10 section 8): which files of a folder belong to it.
+"""DICOMDIR, the table of contents of a disc (PS3.10 section 8): what a folder holds beside it, and what it lacks.
 
-The rule: where a folder holds a DICOMDIR, only the files that it lists are images, in that folder and below; a DICOMDIR
-further down has the word over its own part. One that cannot be read, or lists nothing, counts as broken and changes
-nothing: everything is looked at as if it were not there. Nothing is ever opened because a DICOMDIR names it.
+It only counts: files in its folder and below that it does not list, and files that it lists and that are not there; a
+DICOMDIR further down has the word over its own part. Whether a file is taken never hangs on it, since one patient's
+disc would then decide over files of others that were copied beside it. Nothing is opened because a DICOMDIR names it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NAME = "DICOMDIR"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the DICOMDIRs of a folder say of its files. SENSITIVE.
+    """What the DICOMDIRs of a folder say of its files. Every count is SENSITIVE.
 
     Attributes:
-        unlisted: relative paths of files that the DICOMDIR over them does not list.
+        unlisted: files that the DICOMDIR over them does not list.
         missing: files that are listed and not there.
-        broken: DICOMDIRs that were ignored.
+        broken: DICOMDIRs that cannot be read, or list nothing, and are not counted with.
     """
 
-    unlisted: frozenset[str] = frozenset()
+    unlisted: int = 0
     missing: int = 0
     broken: int = 0
 
@@ -53,7 +53,7 @@ def read_contents(folder: Path, files: Sequence[str], *, limits: Limits) -> Cont
         for parent, listing in zip(found, listings, strict=True)
         if listing
     }
-    unlisted, seen = set(), {parent: set[str]() for parent in listed}
+    unlisted, seen = 0, {parent: set[str]() for parent in listed}
     for name in files:
         path = PurePosixPath(name)
         over = next((parent for parent in path.parents if parent in listed), None)
@@ -63,9 +63,9 @@ def read_contents(folder: Path, files: Sequence[str], *, limits: Limits) -> Cont
         if inside in listed[over]:
             seen[over].add(inside)
         else:
-            unlisted.add(name)
+            unlisted += 1
     missing = sum(len(listed[parent] - seen[parent]) for parent in listed)
-    return Contents(unlisted=frozenset(unlisted), missing=missing, broken=len(found) - len(listed))
+    return Contents(unlisted=unlisted, missing=missing, broken=len(found) - len(listed))
 
 
 def _comparable(path: str) -> str:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import client
 from client.deidentify.pseudonyms import content_key, patient_key
-from client.intake.cache import Cache, Entry
+from client.intake.cache import Cache, Entry, entry_key
 from client.intake.decode import Outcome, prepare_files, usable_cores
 from client.intake.quarantine import Code
 from client.intake.task import Limits, Settings, Task
 from ghostnet.progress import Progress
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 _SHAPING_CODE = ("preprocess.py", "deidentify/*.py", "intake/*.py")
 # A new module counts as one that shapes entries until it is named here.
 _NOT_SHAPING = (
     *("sources.py", "layouts.py", "findings.py", "pairing.py", "boxes.py", "annotations.py", "arrays.py", "npz.py"),
-    *("rows.py", "table.py", "retrieval.py", "dicomweb.py", "dimse.py", "dimse_desk.py", "pacs.py", "pacs_config.py"),
+    *(
+        "rows.py",
+        "table.py",
+        "withdrawn.py",
+        "retrieval.py",
+        "dicomweb.py",
+        "dimse.py",
+        "dimse_desk.py",
+        "pacs.py",
+        "pacs_config.py",
+    ),
     *("pacs_faults.py", "pacs_files.py", "pacs_worker.py"),
 )
 _SHAPING_LIBRARIES = (
     *("pydicom", "numpy", "opencv-python-headless", "scikit-image", "python-gdcm", "pyjpegls", "pillow", "nibabel"),
-    *("highdicom", "pylibjpeg-openjpeg"),
+    *("highdicom", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg"),
 )
 
 
@@ -62,6 +75,7 @@ def prepare_jobs(
     excluded: Set[str],
     limits: Limits,
     workers: int | None,
+    others: Sequence[Path] | None = None,
 ) -> tuple[list[Entry | Code], int]:
     """Prepares files; what is in the cache is not opened again.
 
@@ -76,6 +90,8 @@ def prepare_jobs(
         excluded: keys of patients of whom nothing is kept.
         limits: what one file may cost.
         workers: processes that decode; None is one a core.
+        others: files that are there and not among the jobs: what another plan made of them stays in the cache, and
+            what was made of any further file is removed. None: nothing is removed for want of its file.
 
     Returns:
         The entry, or the code, of each job; and how many came from the cache.
@@ -87,7 +103,7 @@ def prepare_jobs(
     shape = (image.channels + image.mask_channels, image.size, image.size)
     cache = Cache(folder, rules=_rules(settings), shape=shape)
     with cache.locked():
-        keys = _content_keys(jobs, secret)
+        sources, keys = _content_keys(jobs, secret)
         entries: list[Entry | Code | None] = [Code.UNREADABLE if key is None else cache.load(key) for key in keys]
         todo = [i for i, entry in enumerate(entries) if entry is None]
         done = len(jobs) - len(todo)
@@ -100,9 +116,11 @@ def prepare_jobs(
             done += 1
             progress("images", done, len(jobs))
         final = [_unless_excluded(entry, excluded) for entry in entries]
-        cache.forget_all_but(
-            {key for key, entry in zip(keys, final, strict=True) if key and entry is not Code.EXCLUDED}
-        )
+        known = cache.sources()
+        present = known if others is None else {source for source in sources if source}
+        if others and known - present:  # else nothing hangs on files that this plan does not use
+            present |= {source for source in _in_parallel(lambda path: _source_key(path, secret), others) if source}
+        cache.forget(present=present, excluded=excluded)
     return final, from_cache
 
 
@@ -128,19 +146,33 @@ def _unless_excluded(entry: Entry | Code | None, excluded: Set[str]) -> Entry | 
     return Code.EXCLUDED if isinstance(entry, Entry) and entry.patient in excluded else entry
 
 
-def _content_keys(jobs: Sequence[Job], secret: bytes) -> list[str | None]:
-    """The key of each file's content and of what the table says about it; None for one that cannot be read."""
+def _content_keys(jobs: Sequence[Job], secret: bytes) -> tuple[list[str | None], list[str | None]]:
+    """The key of each file's content, and of its entry; None for what cannot be read."""
 
-    def key(job: Job) -> str | None:
+    def keys(job: Job) -> tuple[str | None, str | None]:
         task = job.task
         said = json.dumps([task.format, task.boxes, task.approved, job.patient]).encode()
+        source = _source_key(task.path, secret)
         try:
-            return content_key(secret, _digest(task.path), _digest(task.mask), said)
+            more = content_key(secret, b"said", _digest(task.mask), said)
         except OSError:
-            return None
+            return source, None
+        return source, entry_key(source, more) if source else None
 
+    both = _in_parallel(keys, jobs)
+    return [source for source, _ in both], [key for _, key in both]
+
+
+def _source_key(path: Path, secret: bytes) -> str | None:
+    try:
+        return content_key(secret, b"source", _digest(path))
+    except OSError:
+        return None
+
+
+def _in_parallel(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
     with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter's lock
-        return list(pool.map(key, jobs))
+        return list(pool.map(work, items))
 
 
 def _digest(path: Path | None) -> bytes:

@@ -19,9 +19,10 @@ NIFTI_MAGIC = {344: b"n+1\0", 4: b"n+2\0"}  # by its place in the header; NIfTI-
 _NOT_IMAGES = ("DICOMDIR",)
 _HEADER_BYTES = 348  # of NIfTI-1, and more than any other signature needs
 _MASK_SUFFIXES = (".png", ".nii.gz", ".nii", ".dcm")
+_IMAGE_SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png", ".jpg", ".jpeg")  # any other dot is part of the name, as in a UID
 
 
-def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
+def find_files(folder: Path, leave_out: Sequence[Path] = (), *, strict: bool = True) -> list[str]:
     """Every regular file under a folder, as sorted relative paths with "/"; hidden ones and DICOMDIR are not images.
 
     Links to folders are not followed.
@@ -29,19 +30,22 @@ def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     Args:
         folder: where to look.
         leave_out: absolute paths of files and folders that are no images (the label table, masks).
+        strict: refuse a folder without a file, or with one inside it that cannot be read; otherwise there is nothing in
+            it.
 
     Raises:
-        SiteError: the folder, or one inside it, cannot be read.
-        DataError: there is no file.
+        SiteError: it is no folder; or, if strict, one inside it cannot be read.
+        DataError: there is no file; only if strict.
     """
     if not folder.is_dir():
         raise SiteError(f"[data].path = {folder} is not a folder; name the folder of the images")
 
     def unreadable(error: OSError) -> None:
-        kind = error.__class__.__name__
-        raise SiteError(
-            f"a folder under [data].path cannot be read ({kind}); give the site's user access to it"
-        ) from None
+        if strict:
+            kind = error.__class__.__name__
+            raise SiteError(
+                f"a folder under [data].path cannot be read ({kind}); give the site's user access to it"
+            ) from None
 
     left_out = {os.path.realpath(path) for path in leave_out}
     found = []
@@ -51,10 +55,14 @@ def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
         ]
         for name in names:
             path = Path(here, name)
-            if name.startswith(".") or name in _NOT_IMAGES or os.path.realpath(path) in left_out or not path.is_file():
+            if name.startswith(".") or name in _NOT_IMAGES or os.path.realpath(path) in left_out:
                 continue
-            found.append(path.relative_to(folder).as_posix())
-    if not found:
+            try:
+                if path.is_file():
+                    found.append(path.relative_to(folder).as_posix())
+            except OSError as error:  # the names of a folder can be had without access to what is in it
+                unreadable(error)
+    if not found and strict:
         raise DataError(f"[data].path = {folder} holds no image file; put the images there, in any subfolders")
     return sorted(found)
 
@@ -77,10 +85,21 @@ def has_signature(path: Path, format: Format = "dicom") -> bool:
 def find_mask(mask: str, *, folder: Path, table: Path) -> Path | None:
     """The mask file that a label table names, beside the images or beside the table; None if it is in neither."""
     for parent in (folder, table.parent):
-        path = (parent / mask).resolve()
-        if path.is_relative_to(parent) and path.is_file():
-            return path
+        path = resolved(parent / mask)
+        try:
+            if path is not None and path.is_relative_to(parent) and path.is_file():
+                return path
+        except (OSError, ValueError):
+            continue
     return None
+
+
+def resolved(path: Path) -> Path | None:
+    """A path of a table without links; None for one that no file system can have, or that links to itself."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def find_mask_beside(mask: str, inside: str, *, folder: Path, table: Path) -> Path | None:
@@ -93,7 +112,8 @@ def find_mask_beside(mask: str, inside: str, *, folder: Path, table: Path) -> Pa
         table: the label table, likewise.
     """
     whole = find_mask(mask, folder=folder, table=table)
-    stem = PurePosixPath(inside).with_name(PurePosixPath(inside).name.partition(".")[0])
+    suffix = next((suffix for suffix in _IMAGE_SUFFIXES if inside.lower().endswith(suffix)), "")
+    stem = inside[: len(inside) - len(suffix)]
     names = [f"{mask}/{inside}", *(f"{mask}/{stem}{suffix}" for suffix in _MASK_SUFFIXES)]
     return whole or next(filter(None, (find_mask(name, folder=folder, table=table) for name in names)), None)
 

@@ -1,20 +1,21 @@
 """Label tables in the layouts that hospitals have, each read into the same lines.
 
 A line says of one image (or folder of images) whose it is and what was found. Every text of a line is SENSITIVE.
-Errors count lines and never quote one.
+Errors count lines and give their numbers, and never quote one.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.config import Layout
 from client.intake.boxes import Corners, parse_boxes
+from client.intake.delimited import CsvLine, read_lines
 from client.intake.folder import posix
 from ghostnet.errors import DataError, SiteError
 
@@ -33,6 +34,7 @@ FINDINGS: dict[Layout, tuple[str, ...]] = {"plain": (), "nih": NIH_FINDINGS, "ch
 """Every finding of a layout; a plain table has no closed list."""
 
 CHEXPERT_PATIENT = re.compile(r"patient\d+")
+_MOST_NUMBERS = 5
 _MARKS = {"1": "present", "0": "absent", "-1": "uncertain", "": "absent"}
 
 
@@ -47,6 +49,7 @@ class ImageLine:
         mask: path of a mask; "" where there is none.
         boxes: None if the line says nothing of boxes, empty if it says that there are none.
         sound: whether every cell could be read; a line that is not keeps its image out.
+        number: of the line in its file, from 1; 0 if it comes from no file.
     """
 
     image: str = field(repr=False)
@@ -56,6 +59,7 @@ class ImageLine:
     mask: str = field(default="", repr=False)
     boxes: tuple[Corners, ...] | None = None
     sound: bool = True
+    number: int = 0
 
     def without_patient(self) -> ImageLine:
         """The same line for a file that says itself whose it is."""
@@ -95,33 +99,44 @@ def read_layout(table: Path, layout: Layout, wanted: Wanted, *, strict: bool = T
 
     Raises:
         SiteError: the file cannot be read or lacks a column.
-        DataError: lines that cannot be used; the message counts them and no more.
+        DataError: lines that cannot be used; the message counts them, with the numbers of the first.
     """
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        header, raw = read_lines(table)
+    except (OSError, csv.Error) as error:
         kind = error.__class__.__name__
         raise SiteError(f"[data].labels = {table} cannot be read ({kind}); give a UTF-8 CSV file") from None
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    _check_columns(table, layout, header, wanted)
-    lines, problems = [], Counter[str]()
-    for cells in rows[1:]:
-        if not any(cell.strip() for cell in cells):
-            continue
-        row = dict(zip(header, [cell.strip() for cell in cells] + [""] * len(header), strict=False))
-        line, problem = _READERS[layout](row, wanted)
-        if any(cell.strip() for cell in cells[len(header) :]):
-            problem = "with more cells than the first line has columns (a comma in a text needs quotes)"
-        if not line.image:
-            problem = "without an image"
-        problems[problem] += bool(problem)
+    _check_columns(table, layout, header.cells, wanted)
+    lines, problems = [], defaultdict[str, list[int]](list)
+    for one in raw:
+        line, problem = _read_line(one, header.cells, layout, wanted)
+        if problem:
+            problems[problem].append(one.number)
         if line.image:
-            lines.append(replace(line, sound=not problem))
-    if strict and +problems:
-        said = ", ".join(f"{count} line(s) {problem}" for problem, count in sorted((+problems).items()))
+            lines.append(replace(line, sound=not problem, number=one.number))
+    if strict and problems:
+        said = ", ".join(
+            f"{len(numbers)} line(s) {problem}{numbered(numbers)}" for problem, numbers in sorted(problems.items())
+        )
         raise DataError(f"the label table has {said}; correct them, or leave the label empty to keep an image out")
     return lines
+
+
+def numbered(numbers: Iterable[int]) -> str:
+    """Where to look, for messages: the numbers of up to five lines, which name nobody; "" if none is known."""
+    known = sorted({number for number in numbers if number})
+    more = ", ..." if len(known) > _MOST_NUMBERS else ""
+    return f" (line {', '.join(map(str, known[:_MOST_NUMBERS]))}{more})" if known else ""
+
+
+def _read_line(one: CsvLine, header: Sequence[str], layout: Layout, wanted: Wanted) -> tuple[ImageLine, str]:
+    row = dict(zip(header, (*one.cells, *[""] * len(header)), strict=False))
+    line, problem = _READERS[layout](row, wanted)
+    if any(one.cells[len(header) :]):
+        problem = "with more cells than the first line has columns (a comma in a text needs quotes)"
+    if not line.image:
+        problem = "without an image"
+    return line, one.problem or problem
 
 
 def _check_columns(table: Path, layout: Layout, header: Sequence[str], wanted: Wanted) -> None:

@@ -34,7 +34,8 @@ def read_mask(
     """Reads the mask of one frame; (h,w), 0 outside, k inside the k-th region.
 
     Args:
-        path: PNG, NIfTI (the slice that `read_nifti` would cut) or DICOM segmentation, told by its first bytes.
+        path: PNG (of a file of one frame: it does not say on which it lies), NIfTI (the slice that `read_nifti` would
+            cut) or DICOM segmentation, told by its first bytes.
         shape: (h,w) of the image.
         frame_number: the image's frame, from 0.
         frames_total: frames of the image's file.
@@ -65,7 +66,7 @@ def read_mask(
                 read_slice(path, frame_number=frame_number, frames_total=frames_total, file_bytes=limits.file_bytes)
             )
         else:
-            mask = _read_png(path, shape)
+            mask = _read_png(path, shape) if frames_total == 1 else None
     except (Refused, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         mask = None
     if mask is None or mask.shape != tuple(shape):

@@ -70,8 +70,11 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
         pixels: slices that have more samples together are refused.
         frames: how many slices, evenly spaced; 1 is the middle one.
 
+    Returns:
+        The slices with anything on them: one that is all of one value is left out while others are not.
+
     Raises:
-        Refused: with a code.
+        Refused: with a code; FLAT if nothing is on any of the slices.
     """
     volume, texts, stored = _read(path, file_bytes)
     slices = stored.shape[2]
@@ -79,10 +82,15 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
     if stored.shape[0] * stored.shape[1] * len(numbers) > pixels:
         raise Refused(Code.TOO_LARGE)
     window = CT_WINDOW_HU if modality == "CT" else None
-    taken = tuple(
-        Frame(pixels=_in_units(stored[:, :, number].T, volume), window=window, spacing=_spacing(volume))
-        for number in numbers
-    )
+    spacing = _spacing(volume)
+    cut = {number: _in_units(stored[:, :, number].T, volume) for number in numbers}
+    taken = {
+        number: Frame(pixels=pixels, window=window, spacing=spacing)
+        for number, pixels in cut.items()
+        if pixels.min() < pixels.max()
+    }
+    if not taken:
+        raise Refused(Code.FLAT)
     record = HeaderRecord(
         modality=modality,
         rows=stored.shape[1],
@@ -94,8 +102,8 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
         view_position="",
     )
     return Source(
-        frames=taken,
-        frame_numbers=numbers,
+        frames=tuple(taken.values()),
+        frame_numbers=tuple(taken),
         frames_total=slices,
         record=record,
         patient_id="",

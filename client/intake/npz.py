@@ -1,11 +1,13 @@
 """An NPZ file to checked columns: shapes, types and sizes are read before anything is loaded; nothing is unpickled.
 
 Two forms are read: the columns `images`, `labels`, `patient`, `masks` and `split`; and MedMNIST's, {train,val,test}_
-{images,labels} with labels of shape (n,1), in which every image is a patient of its own.
+{images,labels} with labels of shape (n,1). Where a file does not say whose the images are, every image is a patient of
+its own, and the same pixels twice are one: so that a patient's key and split never depend on another row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +57,7 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: V
     Args:
         path: the file.
         image: the plan's image; it says how many labels there are and whether masks are needed.
-        strict: refuse the file for one bad row; otherwise its label is -1, or it is never trained on.
+        strict: refuse the file for one bad row, or none; otherwise a bad one's label is -1, or it is never trained on.
         validation: what a MedMNIST file's part "val" counts as.
 
     Raises:
@@ -64,12 +66,12 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: V
     headers = _check_columns(path)
     columns = _load(path, headers, _WANTED, validation)
     n = len(columns["images"])
-    if n == 0:
+    if n == 0 and strict:
         raise DataError(f"{path}: images has no row; give at least one image")
     return NpzData(
         images=columns["images"],
         labels=_labels(path, columns.get("labels"), n, image, strict),
-        patients=_patients(columns.get("patient"), n),
+        patients=[str(patient) for patient in columns["patient"]],
         masks=_masks(path, columns.get("masks"), image),
         test=_test_rows(path, columns.get("split"), strict),
     )
@@ -78,7 +80,7 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: V
 def read_columns(path: Path, *, validation: Validation = "train") -> dict[str, NDArray[Any]]:
     """Every column of a file with one entry a row, checked as in `read_npz`; for sharing rows out among sites.
 
-    `patient` is always there: without the column each image is a patient of its own.
+    `patient` is always there: without the column each image is a patient of its own, and the same pixels are one.
 
     Raises:
         DataError: as in `read_npz`; or a further column has another number of rows.
@@ -91,11 +93,24 @@ def read_columns(path: Path, *, validation: Validation = "train") -> dict[str, N
                 raise DataError(
                     f"{path}: {name} has shape {shape}, images has {n} rows; give every column one entry a row"
                 )
-    columns = _load(path, headers, tuple(headers), validation)
-    return {"patient": np.array(_patients(columns.get("patient"), len(columns["images"]))), **columns}
+    return _load(path, headers, tuple(headers), validation)
 
 
 def _load(path: Path, headers: _Headers, names: tuple[str, ...], validation: Validation) -> dict[str, NDArray[Any]]:
+    columns = _load_parts(path, headers, names, validation)
+    if "patient" in columns:
+        return columns
+    pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in columns["images"]]
+    patients = np.array(pixels, dtype="U64")
+    if "split" in columns:  # nobody said that two equal images are one patient: no mistake, but never trained on
+        tested = np.isin(patients, patients[columns["split"] == "test"])
+        columns["split"] = np.where(tested, "test", columns["split"])
+    return {"patient": patients, **columns}
+
+
+def _load_parts(
+    path: Path, headers: _Headers, names: tuple[str, ...], validation: Validation
+) -> dict[str, NDArray[Any]]:
     parts = [] if "images" in headers else [part for part in _PARTS if f"{part}_images" in headers]
     wanted = [f"{part}_{kind}" for part in parts for kind in ("images", "labels")] or [n for n in names if n in headers]
     try:
@@ -173,7 +188,8 @@ def _check_column(
         kinds, words = {"labels": ("iu", "whole numbers"), "patient": ("iuU", "text or whole numbers")}.get(
             name, ("U", "the texts train and test")
         )
-        good, expected = shape == images[:1] and dtype.kind in kinds, f"{words} ({images[0]},)"
+        typed = dtype.kind in kinds or not images[0]  # a column without values has whatever type was at hand
+        good, expected = shape == images[:1] and typed, f"{words} ({images[0]},)"
     if not good:
         raise DataError(f"{path}: {called or name} is {dtype} {shape}, not {expected}; save it so")
 
@@ -228,11 +244,6 @@ def _labels(path: Path, labels: NDArray[Any] | None, n: int, image: ImageSpec, s
             "correct them"
         )
     return np.where(outside, -1, labels.astype(np.int64))
-
-
-def _patients(patients: NDArray[Any] | None, n: int) -> list[str]:
-    """One identifier a row; without the column each image is a patient of its own."""
-    return [f"row {row}" for row in range(n)] if patients is None else [str(patient) for patient in patients]
 
 
 def _masks(path: Path, masks: NDArray[Any] | None, image: ImageSpec) -> NDArray[np.uint8] | None:

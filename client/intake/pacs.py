@@ -15,7 +15,7 @@ import client
 import ghostnet
 from client.intake.pacs_config import PacsSpec, read_credentials
 from client.intake.pacs_faults import EXPLAINED, Fault
-from client.intake.pacs_files import PacsFiles, is_uid
+from client.intake.pacs_files import NOBODY, PacsFiles, Withdrawn, is_uid
 from client.intake.retrieval import PHASES, is_here, rules_of
 from ghostnet.errors import DataError, MissingDependencyError, SiteError
 from ghostnet.progress import Progress
@@ -38,7 +38,13 @@ class Fetched:
 
 
 def fetch_studies(
-    spec: PacsSpec, wanted: Sequence[str] | None, folder: Path, progress: Progress, *, strict: bool = True
+    spec: PacsSpec,
+    wanted: Sequence[str] | None,
+    folder: Path,
+    progress: Progress,
+    *,
+    strict: bool = True,
+    withdrawn: Withdrawn = NOBODY,
 ) -> Fetched:
     """Fetches studies, or single images of them, to folder/<study>/<instance>.dcm; what is there stays.
 
@@ -48,6 +54,7 @@ def fetch_studies(
         folder: where the files go; mode 0700.
         progress: told of studies and images, and of seconds waited for a PACS that is down.
         strict: refuse items that are no UIDs, and a PACS that has none of the studies; otherwise leave them out.
+        withdrawn: what is not fetched.
 
     Raises:
         SiteError: the PACS cannot be reached or refuses, or credentials, certificates or the folder are not usable.
@@ -59,7 +66,7 @@ def fetch_studies(
         raise SiteError("[pacs].study_date is missing; without a label table it says which studies to fetch")
     studies = None if wanted is None else _by_study(wanted, strict=strict)
     files, rules = (
-        PacsFiles(folder, file_bytes=spec.file_bytes, total_bytes=spec.total_bytes),
+        PacsFiles(folder, file_bytes=spec.file_bytes, total_bytes=spec.total_bytes, withdrawn=withdrawn),
         rules_of(spec.modalities),
     )
     if studies is not None and all(is_here(files, study, only, rules) for study, only in studies.items()):
@@ -69,6 +76,7 @@ def fetch_studies(
         "credentials": read_credentials(spec),
         "wanted": None if studies is None else {study: sorted(only) for study, only in studies.items()},
         "folder": folder.absolute(),
+        "withdrawn": {"key": withdrawn.key.hex(), "hashes": sorted(withdrawn.hashes)},
     }
     fetched = _run(request, spec, progress)
     if strict and fetched.images and fetched.images == fetched.images_missing:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import hmac
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -25,7 +27,8 @@ _HEAD = 1 << 16  # bytes that are read to find the SOP Instance UID, the first o
 _SOP_INSTANCE_UID = 0x00080018
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PART = ".part"
-_COMPLETE = ".complete"
+COMPLETE = ".complete"
+SUFFIX = ".dcm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,30 @@ class Listed:
     modality: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """UIDs that are not fetched, since their patients have withdrawn.
+
+    Attributes:
+        key: SENSITIVE: of the hashes.
+        hashes: of SOPInstanceUIDs, and of StudyInstanceUIDs of which nothing is left.
+    """
+
+    key: bytes = field(default=b"", repr=False)
+    hashes: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def __contains__(self, uid: str) -> bool:
+        return bool(self.hashes) and keyed_uid(self.key, uid) in self.hashes
+
+
+NOBODY = Withdrawn()
+
+
+def keyed_uid(key: bytes, uid: str) -> str:
+    """64 hex digits that stand for a UID."""
+    return hmac.new(key, uid.encode(), hashlib.sha256).hexdigest()
+
+
 def is_uid(text: object) -> bool:
     """Whether a text is a DICOM UID (PS3.5 section 9.1; leading zeros, which occur, are let through)."""
     return isinstance(text, str) and _UID.fullmatch(text) is not None
@@ -46,7 +73,8 @@ def is_uid(text: object) -> bool:
 class PacsFiles:
     """The folder of fetched files. One process at a time writes to it."""
 
-    def __init__(self, folder: Path, *, file_bytes: int, total_bytes: int) -> None:
+    def __init__(self, folder: Path, *, file_bytes: int, total_bytes: int, withdrawn: Withdrawn = NOBODY) -> None:
+        self.withdrawn = withdrawn
         self._folder = folder
         self._file_bytes = file_bytes
         self._total_bytes = total_bytes
@@ -80,21 +108,28 @@ class PacsFiles:
         return self._path(study, instance).is_file()
 
     def is_complete(self, study: str, rules: str) -> bool:
-        """Whether everything that `rules` wanted of a study came, and is still there."""
+        """Whether everything that `rules` wanted of a study came, and is still there or was withdrawn."""
+        if study in self.withdrawn:
+            return True
         try:
-            first, *instances = (self._folder / _checked(study) / _COMPLETE).read_text("ascii").splitlines()
+            first, *instances = (self._folder / _checked(study) / COMPLETE).read_text("ascii").splitlines()
         except (OSError, ValueError):
             return False
-        return first == rules and all(is_uid(name) and self.has(study, name) for name in instances)
+        known = self.withdrawn.hashes
+        return first == rules and all(
+            name in known or (is_uid(name) and self.has(study, name)) for name in instances
+        )
 
     def mark_complete(self, study: str, rules: str, instances: Iterable[str]) -> None:
         """Notes that a study need not be asked for again under the same rules."""
-        lines = "\n".join([rules, *sorted(map(_checked, instances))]) + "\n"
+        key = self.withdrawn.key
+        names = [keyed_uid(key, uid) if uid in self.withdrawn else _checked(uid) for uid in instances]
+        lines = "\n".join([rules, *sorted(names)]) + "\n"
         folder = self._study_folder(study)
         with self._fresh(folder) as (file, path), disk_faults():
             file.write(lines.encode("ascii"))
         with disk_faults():
-            path.replace(folder / _COMPLETE)
+            path.replace(folder / COMPLETE)
             _sync(folder)
 
     def put(self, study: str, instance: str, parts: Iterable[bytes | memoryview]) -> int:
@@ -158,7 +193,7 @@ class PacsFiles:
             raise
 
     def _path(self, study: str, instance: str) -> Path:
-        return self._folder / _checked(study) / f"{_checked(instance)}.dcm"
+        return self._folder / _checked(study) / f"{_checked(instance)}{SUFFIX}"
 
     def _tidy(self) -> int:
         used = 0

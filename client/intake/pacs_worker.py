@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from client.intake.pacs_config import PacsSpec
 from client.intake.pacs_faults import Fault, PacsFault
-from client.intake.pacs_files import PacsFiles
+from client.intake.pacs_files import PacsFiles, Withdrawn
 from client.intake.retrieval import PHASES, Archive, Counts, Wanted, fetch
 from ghostnet.errors import SiteError
 from ghostnet.tables import read_table
@@ -37,7 +37,7 @@ def main() -> None:
     try:
         archive = _archive(spec, request["credentials"])
         _limit(spec)
-        counts = _fetch(archive, wanted, spec, Path(request["folder"]), send)
+        counts = _fetch(archive, wanted, spec, _files(request, spec), send)
     except ImportError as error:
         send({"missing": error.name or "that speaks to a PACS"})
     except PacsFault as fault:
@@ -51,13 +51,22 @@ def main() -> None:
     os._exit(0)  # threads of associations that did not end must not hold it up
 
 
+def _files(request: dict[str, Any], spec: PacsSpec) -> PacsFiles:
+    withdrawn = request["withdrawn"]
+    return PacsFiles(
+        Path(request["folder"]),
+        file_bytes=spec.file_bytes,
+        total_bytes=spec.total_bytes,
+        withdrawn=Withdrawn(key=bytes.fromhex(withdrawn["key"]), hashes=frozenset(withdrawn["hashes"])),
+    )
+
+
 def _fetch(
-    archive: Archive, wanted: Wanted | None, spec: PacsSpec, folder: Path, send: Callable[[dict[str, Any]], None]
+    archive: Archive, wanted: Wanted | None, spec: PacsSpec, files: PacsFiles, send: Callable[[dict[str, Any]], None]
 ) -> Counts:
     def tell(phase: str, done: int, total: int) -> None:
         send({"phase": PHASES.index(phase), "done": done, "total": total})
 
-    files = PacsFiles(folder, file_bytes=spec.file_bytes, total_bytes=spec.total_bytes)
     with files.locked():
         try:
             return fetch(

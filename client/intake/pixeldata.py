@@ -16,7 +16,7 @@ from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels  # type: ig
 from pydicom.uid import UID
 
 from client.deidentify.headers import HeaderRecord
-from client.intake.codestreams import stated_size
+from client.intake.codestreams import stated_precision, stated_size
 from client.intake.quarantine import Code, Refused
 
 # One decoder a syntax, so that two hospitals decode a lossy file alike (decoders differ by up to 5 grey levels); the
@@ -36,6 +36,8 @@ DECODERS = {
     "HTJ2K": ("pylibjpeg",),
     "RLE": ("pylibjpeg", "pydicom"),
 }
+# GDCM, as it is built for Python, and Pillow decode 8 bits only; this one is not installed with GhostNet (GPL).
+_DECODERS_12_BIT = ("pylibjpeg",)
 _ITEM = b"\xfe\xff\x00\xe0"
 _PALETTE = "PALETTE COLOR"
 
@@ -128,6 +130,8 @@ def _plugin(dataset: Dataset, syntax: str) -> str:
     wanted = DECODERS.get(syntax, ())
     if not wanted:
         return ""
+    if syntax == "JPEG extended" and stated_precision(_first_fragment(dataset.PixelData)) == 12:
+        wanted = _DECODERS_12_BIT
     installed = get_decoder(UID(dataset.file_meta.TransferSyntaxUID)).available_plugins
     plugin = next((name for name in wanted if name in installed), "")
     if not plugin:
@@ -141,6 +145,12 @@ def _check_stream(dataset: Dataset, syntax: str, index: int, frames: int) -> Non
     size = stated_size(get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=offsets), syntax)
     if size is not None and size != (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel):
         raise Refused(Code.DECODE)
+
+
+def _first_fragment(encapsulated: bytes) -> bytes:
+    """The first item after the offset table: a beginning of the first frame, whatever follows."""
+    at = 8 + int.from_bytes(encapsulated[4:8], "little")
+    return encapsulated[at + 8 : at + 8 + int.from_bytes(encapsulated[at + 4 : at + 8], "little")]
 
 
 def _fragments(encapsulated: bytes) -> int:

@@ -43,7 +43,7 @@ def prepare_file(task: Task, settings: Settings, limits: Limits, *, decoded: Cal
     if task.format == "dicom" and not source.patient_id.strip(" \t\r\n\0"):  # others: the label table knows
         raise Refused(Code.NO_PATIENT_ID)
     wanted = settings.image.mask_channels
-    masks = [_mask(task, source, index, limits) if wanted else None for index in range(len(source.frames))]
+    masks = [_mask(task, source, index, limits, wanted) if wanted else None for index in range(len(source.frames))]
     decoded()
     done = [_prepare_frame(source, frame, mask, settings) for frame, mask in zip(source.frames, masks, strict=True)]
     return Prepared(
@@ -82,14 +82,16 @@ def _read(task: Task, settings: Settings, limits: Limits) -> Source:
     return read_dicom(task.path, frames=settings.frames_per_file, **most)
 
 
-def _mask(task: Task, source: Source, index: int, limits: Limits) -> Mask:
+def _mask(task: Task, source: Source, index: int, limits: Limits, channels: int) -> Mask:
     """What lies on one frame; a mask file comes before boxes."""
     shape = source.frames[index].pixels.shape[:2]
     if task.mask is None:
         if task.boxes is None:
             raise Refused(Code.NO_MASK)
+        if task.boxes and source.frames_total > 1:  # they do not say on which frame they lie
+            raise Refused(Code.BAD_MASK)
         return draw_boxes(task.boxes, shape)
-    return read_mask(
+    mask = read_mask(
         task.mask,
         shape=shape,
         frame_number=source.frame_numbers[index],
@@ -97,6 +99,9 @@ def _mask(task: Task, source: Source, index: int, limits: Limits) -> Mask:
         limits=limits,
         instance_uid=source.instance_uid,
     )
+    if 1 < channels < mask.max():  # a region that no channel takes would be drawn as nothing
+        raise Refused(Code.BAD_MASK)
+    return mask
 
 
 def _prepare_frame(

@@ -11,7 +11,6 @@ class Code(StrEnum):
     NOT_DICOM = "NOT_DICOM"
     NOT_PICTURE = "NOT_PICTURE"
     NOT_NIFTI = "NOT_NIFTI"
-    NOT_LISTED = "NOT_LISTED"
     NO_LABEL = "NO_LABEL"
     UNCERTAIN_LABEL = "UNCERTAIN_LABEL"
     SEVERAL_LABELS = "SEVERAL_LABELS"
@@ -45,7 +44,6 @@ EXPLAINED: dict[Code, str] = {
     Code.NOT_DICOM: "no DICOM signature at byte 128",
     Code.NOT_PICTURE: "neither PNG nor JPEG by its first bytes",
     Code.NOT_NIFTI: "no NIfTI-1 or NIfTI-2 file, plain or gzip",
-    Code.NOT_LISTED: "the DICOMDIR above it does not list it",
     Code.NO_LABEL: "no label for it in the label table, or no finding that stands for one ([labels].missing)",
     Code.UNCERTAIN_LABEL: "its only findings are uncertain ([labels].uncertain)",
     Code.SEVERAL_LABELS: "its findings stand for several labels ([labels].several)",
@@ -68,7 +66,7 @@ EXPLAINED: dict[Code, str] = {
     Code.HELD: "of a modality that usually carries text: a person must look first (`ghostnet site review`)",
     Code.IDENTIFIER: "a text of its header was found in what would have been kept of it",
     Code.EXCLUDED: "its patient is on the list of patients to leave out",
-    Code.BAD_MASK: "the mask is no PNG, NIfTI or DICOM segmentation of the image's own size inside the data folder",
+    Code.BAD_MASK: "the mask is missing, not of the image's own size and frames, or has a region that the plan has not",
     Code.PREPARE: "the pixels cannot be prepared",
     Code.MEMORY: "needs more memory than a worker may use",
     Code.TIMEOUT: "took longer than a worker may take",

@@ -212,8 +212,11 @@ class _Visit:
             patience.refresh()
             return
         counts.studies_missing += not listed
+        absent = self.only - {image.instance for image in listed} if listed else frozenset()
+        counts.images_missing += sum(instance not in files.withdrawn for instance in absent)
+        every = [image.instance for image in listed]
+        listed = [image for image in listed if image.instance not in files.withdrawn]
         counts.images += len(listed)
-        counts.images_missing += len(self.only - {image.instance for image in listed}) if listed else 0
 
         def arrived() -> None:
             patience.refresh()
@@ -225,7 +228,7 @@ class _Visit:
         failed = len(inbox.refused) + len(inbox.missing())
         counts.images_missing += failed
         if listed and not failed and not self.only:
-            files.mark_complete(self.study, self.rules, [image.instance for image in listed])
+            files.mark_complete(self.study, self.rules, every)
 
     def _fetch(self, archive: Archive, listed: Sequence[Listed], inbox: Inbox, patience: Patience) -> None:
         """Asks for what is not here until all came, or nothing more comes."""
@@ -284,7 +287,7 @@ def _pass_over(fault: PacsFault, archive: Archive) -> None:
 def is_here(files: PacsFiles, study: str, only: AbstractSet[str], rules: str) -> bool:
     """Whether all that is wanted of a study came already."""
     if only:
-        return all(files.has(study, instance) for instance in only)
+        return all(files.has(study, instance) or instance in files.withdrawn for instance in only)
     return files.is_complete(study, rules)
 
 

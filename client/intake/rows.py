@@ -43,11 +43,18 @@ class Rows:
         taken: in the order of the source.
         refused: (relative path, code); the paths are SENSITIVE.
         found: files or rows looked at.
+        mask_files: files that a line of the label table names as a mask, and none as an image.
         from_cache: files that were not opened again.
         rows_without_file: lines of the label table whose image is not there.
+        unlisted_files: files that no DICOMDIR above them lists, though there is one; looked at like any other.
         listed_without_file: files that a DICOMDIR lists and that are not there.
         broken_dicomdirs: DICOMDIRs that could not be read and were ignored.
         boxes_without_file: images of the box file that are not there.
+        images_missing: images that the PACS lists and did not send, or sent as something else or too large.
+        studies_failed: studies that the PACS could not list.
+        studies_missing: studies of which the PACS has no image of a wanted kind.
+        files_deleted: files from the PACS that were deleted because their patients have withdrawn.
+        review_deleted: whether a review was deleted that may have shown such a patient.
     """
 
     taken: list[Row]
@@ -55,6 +62,13 @@ class Rows:
     found: int
     from_cache: int = 0
     rows_without_file: int = 0
+    mask_files: int = 0
+    unlisted_files: int = 0
     listed_without_file: int = 0
     broken_dicomdirs: int = 0
     boxes_without_file: int = 0
+    images_missing: int = 0
+    studies_failed: int = 0
+    studies_missing: int = 0
+    files_deleted: int = 0
+    review_deleted: bool = False

@@ -10,10 +10,10 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.approvals import read_approvals, with_approval
+from client.approvals import read_approvals, shown_rules, with_approval
 from client.config import Kind, SiteConfig
 from client.deidentify.pseudonyms import patient_key
-from client.intake.annotations import Annotation, Annotations, boxes_without_image
+from client.intake.annotations import Annotation, Annotations, boxes_without_image, shared_names
 from client.intake.arrays import array_rows
 from client.intake.boxes import Boxes, read_boxes
 from client.intake.cache import Entry
@@ -22,10 +22,13 @@ from client.intake.files import Job, prepare_jobs
 from client.intake.findings import check_rules, known_findings, plan_label
 from client.intake.folder import find_files, has_signature
 from client.intake.layouts import FINDINGS, ImageLine, Wanted, read_layout
-from client.intake.pairing import Pair, is_mask, mask_names, pair
+from client.intake.pacs import Fetched, fetch_studies
+from client.intake.pacs_files import Withdrawn
+from client.intake.pairing import Pair, Pairs, is_mask, mask_names, pair
 from client.intake.quarantine import Code
 from client.intake.rows import Row, Rows
 from client.intake.task import Format, Limits, Settings, Task
+from client.intake.withdrawn import read_withdrawn
 from ghostnet.errors import SiteError
 from ghostnet.plan import ImageSpec
 from ghostnet.progress import Progress
@@ -78,6 +81,7 @@ def read_source(
         excluded=excluded,
         limits=limits,
         workers=workers,
+        others=[config.data.path / name for name, code in refused if code is not Code.EXCLUDED],
     )
     taken = [row for job, entry in zip(jobs, entries, strict=True) for row in _rows(job, entry)]
     refused = refused + [(job.name, entry) for job, entry in zip(jobs, entries, strict=True) if isinstance(entry, Code)]
@@ -87,9 +91,14 @@ def read_source(
         found=sorted_files.found,
         from_cache=from_cache,
         rows_without_file=sorted_files.lines_without_file,
+        mask_files=sorted_files.mask_files,
+        unlisted_files=sorted_files.contents.unlisted,
         listed_without_file=sorted_files.contents.missing,
         broken_dicomdirs=sorted_files.contents.broken,
         boxes_without_file=sorted_files.boxes_without_file,
+        images_missing=sorted_files.fetched.images_missing,
+        studies_failed=sorted_files.fetched.studies_failed,
+        studies_missing=sorted_files.fetched.studies_missing,
     )
 
 
@@ -101,19 +110,23 @@ class SortedFiles:
         jobs: worth opening, with the approvals that a person gave.
         refused: left out by the label table.
         settings: what each is to be prepared with.
-        found: files in the folder.
+        found: files in the folder that are no masks.
+        mask_files: files that a line names as a mask, and none as an image.
         lines_without_file: lines of the label table whose image is not there.
         boxes_without_file: boxes whose image is not there.
         contents: what DICOMDIRs say.
+        fetched: what came from the PACS, and what did not.
     """
 
     jobs: list[Job]
     refused: Refusals
     settings: Settings
     found: int
+    mask_files: int
     lines_without_file: int
     boxes_without_file: int
     contents: Contents
+    fetched: Fetched
 
 
 def sort_files(
@@ -129,26 +142,28 @@ def sort_files(
     """Which of a site's files are worth opening, and as what; arguments and errors as of `read_source`, not for NPZ."""
     findings = FINDINGS[config.data.layout]
     check_rules(config.labels, image.labels, findings=findings, source=str(config.source))
-    if config.data.labels is None:
-        lines = _fetch_period(config, progress, strict)
-    else:
-        lines = _read_table(config, image, strict)
+    lines = [] if config.data.labels is None else _read_table(config, image, strict)
     boxes = read_boxes(config.data.boxes, strict=strict) if config.data.boxes and image.mask_channels else {}
-    if config.data.kind == "pacs" and config.data.labels is not None:
-        _fetch(config, [line.image for line in lines if line.sound], progress, strict)
+    fetched = Fetched()
+    if config.data.kind == "pacs":
+        withdrawn = read_withdrawn(config.state, secret, excluded)
+        fetched = _fetch(config, lines, progress, strict, withdrawn)
+        lines = lines if config.data.labels else _period(fetched)
     desk = _Desk(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded)
-    files, pairs, lines_without_file = _paired(config, lines, strict)
+    files, masks, found = _paired(config, lines, strict)
     contents = read_contents(config.data.path, files, limits=limits) if config.data.kind == "dicom" else Contents()
-    jobs, refused = desk.sort(files, pairs, contents.unlisted)
-    approvals, frames = read_approvals(config.state), config.data.frames_per_file
+    jobs, refused = desk.sort(files, found.pairs)
+    approvals, shown = read_approvals(config.state), shown_rules(config)
     return SortedFiles(
-        jobs=[replace(job, task=with_approval(job.task, secret, frames, approvals)) for job in jobs],
+        jobs=[replace(job, task=with_approval(job.task, secret, shown, approvals)) for job in jobs],
         refused=refused,
         settings=_settings(config, image),
         found=len(files),
-        lines_without_file=lines_without_file,
+        mask_files=masks,
+        lines_without_file=found.lines_without_file,
         boxes_without_file=boxes_without_image(boxes, files, config.data.layout),
         contents=contents,
+        fetched=fetched,
     )
 
 
@@ -162,7 +177,7 @@ class _Desk:
     boxes: Boxes
     excluded: Set[str]
 
-    def sort(self, files: Sequence[str], pairs: Sequence[Pair], unlisted: Set[str]) -> tuple[list[Job], Refusals]:
+    def sort(self, files: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[Job], Refusals]:
         annotations = Annotations(
             folder=self.config.data.path,
             table=_labels_path(self.config),
@@ -170,16 +185,16 @@ class _Desk:
             layout=self.config.data.layout,
             rules=self.config.labels,
             labels=self.image.labels,
+            shared_names=shared_names(files),
         )
         unsigned = {name for name in files if not self._is_signed(name)}
-        paired = {known.name for known in pairs} | unlisted
+        paired = {known.name for known in pairs}
         code = _UNSIGNED[_FORMATS[self.config.data.kind]]
         refused: Refusals = [(name, code) for name in files if name in unsigned]
-        refused += [(name, Code.NOT_LISTED) for name in files if name in unlisted - unsigned]
         refused += [(name, Code.NO_LABEL) for name in files if name not in unsigned and name not in paired]
         jobs = []
         for known in pairs:
-            if known.name in unsigned | unlisted:
+            if known.name in unsigned:
                 continue
             job = self._job(known, annotations)
             if isinstance(job, Code):
@@ -225,19 +240,19 @@ class _Desk:
         )
 
 
-def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool) -> tuple[list[str], list[Pair], int]:
-    """The image files, the lines that speak of them, and how many lines speak of none."""
+def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool) -> tuple[list[str], int, Pairs]:
+    """The image files, how many files are masks, and the lines with the images that they speak of."""
     folder, table = config.data.path, _labels_path(config)
     if not _patients_in_table(config):  # the file says whose it is, so lines of one file are about one patient
         lines = [line.without_patient() for line in lines]
     others = [path for path in (table, config.data.boxes, config.cohort.exclude) if path is not None]
-    files = find_files(folder, others)
+    files = find_files(folder, others, strict=strict)
     masks = mask_names(lines, folder=folder, table=table)
     found = pair(lines, files, config.data.layout, masks=masks, strict=strict)
     # A file that a line names as an image stays one, whatever mask another patient's line makes of it.
     paired, any_mask = {known.name for known in found.pairs}, set().union(*masks.values())
     images = [name for name in files if name in paired or not is_mask(name, any_mask)]
-    return images, found.pairs, found.lines_without_file
+    return images, len(files) - len(images), found
 
 
 def _rows(job: Job, entry: Entry | Code) -> list[Row]:
@@ -266,21 +281,22 @@ def _read_table(config: SiteConfig, image: ImageSpec, strict: bool) -> list[Imag
     return read_layout(_labels_path(config), config.data.layout, wanted, strict=strict)
 
 
-def _fetch_period(config: SiteConfig, progress: Progress, strict: bool) -> list[ImageLine]:
+def _period(fetched: Fetched) -> list[ImageLine]:
     """All studies of [pacs].study_date, each a line without findings: `[labels].missing` says what they are.
 
     A file of another period, fetched before, is no study of this one, so each study that the PACS names is a line, and
     not each that is in the folder.
     """
-    return [ImageLine(image=study) for study in _fetch(config, None, progress, strict)]
+    return [ImageLine(image=study) for study in fetched.names]
 
 
-def _fetch(config: SiteConfig, wanted: Sequence[str] | None, progress: Progress, strict: bool) -> tuple[str, ...]:
-    from client.intake.pacs import fetch_studies  # few hospitals need it, and it brings network libraries
-
+def _fetch(
+    config: SiteConfig, lines: Sequence[ImageLine], progress: Progress, strict: bool, withdrawn: Withdrawn
+) -> Fetched:
     if config.pacs is None:
         raise SiteError(f"[pacs] is missing in {config.source}; add its protocol and address")
-    return fetch_studies(config.pacs, wanted, config.data.path, progress, strict=strict).names
+    wanted = [line.image for line in lines if line.sound] if config.data.labels else None
+    return fetch_studies(config.pacs, wanted, config.data.path, progress, strict=strict, withdrawn=withdrawn)
 
 
 def _labels_path(config: SiteConfig) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from client.intake.confinement import confine
 from client.intake.quarantine import Code, Refused
 from client.intake.task import Limits, Settings, Task
 from ghostnet.errors import GhostNetError, MissingDependencyError, SiteError
@@ -35,11 +36,12 @@ Answer = tuple[dict[str, Any], bytes]
 def main() -> None:
     """Serves until stdin closes."""
     replies = _silence()
+    confine()
     requests = sys.stdin.buffer
     try:
         first = json.loads(requests.readline())
         limits = read_table(Limits, first["limits"], source="worker", error=SiteError)
-        answer = _preparer(first["settings"], limits, replies) if first["settings"] else _list_dicomdir
+        answer = _preparer(first["settings"], limits, replies) if first["settings"] else _read_headers
     except ImportError as error:  # a missing library is said, not a crash
         library = error.name or "that decodes images"
         _send(replies, {"missing": f"the library {library} is not installed; install ghostnet's dependencies"})
@@ -81,6 +83,18 @@ def _preparer(raw_settings: dict[str, Any], limits: Limits, replies: BinaryIO) -
         return header, done.planes.tobytes() + (b"" if done.thumbnails is None else done.thumbnails.tobytes())
 
     return answer
+
+
+def _read_headers(request: dict[str, Any]) -> Answer:
+    """What answers a request for names that a header holds."""
+    return _read_patient(request) if "patient" in request else _list_dicomdir(request)
+
+
+def _read_patient(request: dict[str, Any]) -> Answer:
+    from pydicom import dcmread
+
+    dataset = dcmread(request["patient"], stop_before_pixels=True, specific_tags=["PatientID"])
+    return {"patient_id": str(dataset.get("PatientID") or "")}, b""
 
 
 def _list_dicomdir(request: dict[str, Any]) -> Answer:

@@ -108,7 +108,8 @@ def random_neighbours(
     """Random cohorts with and without one patient, who is placed anywhere and made to hurt.
 
     The extra patient has 1 to 4 images, with pixels up to 1,000 times the usual, aligned with or against a fake, not
-    finite, or ordinary. Some cohorts are empty without that patient.
+    finite, or ordinary; or two huge ones that are each other's negative: what they add may cancel, and what others add
+    between them must not be lost. Some cohorts are empty without that patient.
     """
     for trial in range(trials):
         patients = 0 if trial % 7 == 6 else int(_integer(1, 8, generator))
@@ -143,6 +144,10 @@ def _extra_patient(
 ) -> tuple[Tensor, str]:
     rows = _integer(1, 4, generator)
     scale = _SCALES[_integer(0, len(_SCALES) - 1, generator)]
+    if trial % 8 == 4:
+        exponent = _integer(20, 40, generator)
+        image = torch.randn((1, *shape), generator=generator) * 2.0**exponent
+        return torch.cat([image, -image]), f"images, one 2^{exponent} in size and its negative"
     if trial % 3 == 2:  # aligned with a fake that a correct step uses, or with one that it leaves in the pool
         sign = 1 if trial % 2 else -1
         target = fakes[_integer(0, len(fakes) - 1, generator)]

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from client.deidentify.profile import EDITION, ROWS, check_allow_list
+from client.intake.confinement import workers_have_no_network
 from ghostnet.cli.console import results
 from ghostnet.errors import GhostNetError, MissingDependencyError
 
@@ -23,6 +24,7 @@ OPTIONAL = {
     "ray": "`--engine ray` needs it: pip install 'ghostnet[ray]'",
     "gdcm": "decodes JPEG and JPEG-LS: pip install python-gdcm",
     "openjpeg": "decodes JPEG 2000: pip install pylibjpeg-openjpeg",
+    "libjpeg": "decodes JPEG of 12 bits (GPL-3.0): pip install pylibjpeg-libjpeg; without it such files are left out",
     "nibabel": "writes NIfTI: pip install nibabel",
 }
 
@@ -73,6 +75,7 @@ def examine() -> list[Finding]:
         *[_library(name, "required", required=True) for name in ("flwr", "opacus", "dp_accounting", "pydicom")],
         *[_library(name, why, required=False) for name, why in OPTIONAL.items()],
         _allow_list(),
+        _network(),
         Finding(
             name="disk",
             good=free_gb > NEEDED_DISK_GB,
@@ -96,6 +99,13 @@ def _allow_list() -> Finding:
     except GhostNetError as error:
         good, detail = False, str(error)
     return Finding(name="de-identification", good=good, required=True, detail=detail)
+
+
+def _network() -> Finding:
+    """Whether image workers, which parse hostile bytes, can be kept off the network."""
+    gone = workers_have_no_network()
+    blocked = "keep the network: this kernel lets no process give it up; block the site's user by firewall"
+    return Finding(name="image workers", good=gone, required=False, detail="give up the network" if gone else blocked)
 
 
 def _library(name: str, absent: str, *, required: bool) -> Finding:

@@ -42,6 +42,15 @@ def init(
     pacs_host: Annotated[str | None, typer.Option(help="DIMSE: host of the archive.")] = None,
     pacs_port: Annotated[int | None, typer.Option(help="DIMSE: its port.")] = None,
     pacs_called_aet: Annotated[str | None, typer.Option(help="DIMSE: its application entity title.")] = None,
+    pacs_calling_aet: Annotated[str | None, typer.Option(help="DIMSE: our title. Not asked for.")] = None,
+    pacs_tls: Annotated[bool | None, typer.Option(help="DIMSE: over TLS. Not asked for.")] = None,
+    pacs_credentials: Annotated[str | None, typer.Option(help="DICOMweb: file (0600). Not asked for.")] = None,
+    pacs_ca_file: Annotated[str | None, typer.Option(help="PEM to trust. Not asked for.")] = None,
+    pacs_client_certificate: Annotated[str | None, typer.Option(help="PEM with key (0600). Not asked for.")] = None,
+    pacs_study_date: Annotated[
+        str | None, typer.Option(help="Without a label table: YYYYMMDD-YYYYMMDD, whose studies are fetched.")
+    ] = None,
+    missing_label: Annotated[str | None, typer.Option(help="Label of images without a finding, or drop.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is proposed; fail if nothing is.")] = False,
 ) -> None:
     """Write a site.toml in which every key is explained; asks for what is not given as an option.
@@ -69,6 +78,13 @@ def init(
         "pacs.host": pacs_host,
         "pacs.port": pacs_port,
         "pacs.called_aet": pacs_called_aet,
+        "pacs.calling_aet": pacs_calling_aet,
+        "pacs.tls": pacs_tls,
+        "pacs.credentials": pacs_credentials,
+        "pacs.ca_file": pacs_ca_file,
+        "pacs.client_certificate": pacs_client_certificate,
+        "pacs.study_date": pacs_study_date,
+        "labels.missing": missing_label,
     }
     answers = _Questions({key: value for key, value in given.items() if value is not None}, yes=yes)
     _ask(answers, folder)
@@ -115,12 +131,13 @@ class _Questions:
         """The answer to one question; one that was given as an option is not asked."""
         if key not in self.values:
             if self._yes and proposed is None:
-                option = key.removeprefix("data.").removeprefix("policy.").removeprefix("cohort.")
+                option = _OPTIONS.get(key) or key.removeprefix("data.").removeprefix("policy.").removeprefix("cohort.")
                 raise SiteError(f"{key} is not given, and nothing can be proposed; add --{option.translate(_DASHES)}")
             self.values[key] = proposed if self._yes else typer.prompt(text, default=proposed, type=kind, err=True)
         return self.values[key]
 
 
+_OPTIONS = {"labels.missing": "missing-label"}
 _DASHES = str.maketrans("._", "--")
 
 
@@ -133,7 +150,9 @@ def _ask(answers: _Questions, folder: Path) -> None:
         _ask_pacs(answers)
     else:
         answers.ask("data.path", "The NPZ file" if kind == "npz" else "The image folder, from site.toml", path)
-    if kind != "npz":
+    if kind == "pacs" and "data.labels" not in answers.values and "pacs.study_date" in answers.values:
+        answers.ask("labels.missing", "Label of the plan that all these studies have")
+    elif kind != "npz":
         proposed = _propose_labels(folder, answers.values.get("data.path"))
         table = answers.ask("data.labels", "Label table (CSV)", proposed)
         if kind == "images":

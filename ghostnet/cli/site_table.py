@@ -64,12 +64,29 @@ def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[st
     yield from (advice.format(site=site) for code, advice in _ADVICE.items() if code in codes)
     if codes & TRANSIENT - {Code.HELD, Code.EXCLUDED, Code.NO_DECODER}:
         yield "what was left out for memory or time is tried again: run this command again on an idle machine"
+    if table.studies_failed:
+        yield f"{table.studies_failed} study(ies) could not be listed by the PACS: run this command again"
+    if table.studies_missing:
+        yield f"the PACS has no image of a wanted kind of {table.studies_missing} study(ies): check their UIDs"
+    if table.images_missing:
+        yield (
+            f"{table.images_missing} image(s) did not come from the PACS, or came too large or as something else: run "
+            "this command again; see [pacs].max_file_mib"
+        )
+    if table.files_deleted:
+        yield f"{table.files_deleted} file(s) from the PACS were deleted: their patients have withdrawn"
+    if table.review_deleted:
+        yield "the review was deleted, since it may have shown patients who have withdrawn; write it anew"
     if table.rows_without_file:
         yield f"{table.rows_without_file} line(s) of the label table name an image that is not there"
+    if table.mask_files:
+        yield f"{table.mask_files} file(s) are named as masks and are no images"
+    if table.unlisted_files:
+        yield f"{table.unlisted_files} file(s) are not listed by the DICOMDIR above them; they are taken like any other"
     if table.listed_without_file:
         yield f"{table.listed_without_file} file(s) that a DICOMDIR lists are not there: the copy may be incomplete"
     if table.broken_dicomdirs:
-        yield f"{table.broken_dicomdirs} DICOMDIR(s) cannot be read; their folders were taken as plain folders"
+        yield f"{table.broken_dicomdirs} DICOMDIR(s) cannot be read; what they list was not checked"
     if table.boxes_without_file:
         yield f"{table.boxes_without_file} image(s) of the box file are not there"
     if table.shared_pixels:
@@ -82,7 +99,7 @@ def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[st
 
 
 def _totals(table: IntakeTable) -> Table:
-    rows = {
+    rows: dict[str, object] = {
         "Files or rows found": table.found,
         "Images taken": table.taken,
         "  of these from the cache": table.from_cache,
@@ -96,6 +113,12 @@ def _totals(table: IntakeTable) -> Table:
         "  to train on": f"{table.train_patients} with {table.train_images} images",
         "  to test on": f"{table.test_patients} with {table.test_images} images",
     }
+    if table.kind == "pacs":
+        rows |= {
+            "Images that the PACS did not send": table.images_missing,
+            "Studies that it could not list": table.studies_failed,
+            "Studies without a wanted image": table.studies_missing,
+        }
     shown = Table(show_header=False, box=None, pad_edge=False)
     shown.add_column()
     shown.add_column(justify="right")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ FORMAT = "ghostnet-certificate/1"
 FILE_NAME = "certificate.json"
 _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded up to: another machine's last digit
 _MOST_BYTES = 10_000_000  # of a certificate that is read at all
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ def verify_sampler(folder: Path, *, trusted_keys: Mapping[str, str] | None = Non
         checks.append(_check("epsilon", partial(_plan_epsilon, certificate, plans[0])))
         checks.append(_check("statements", partial(_all_statements, certificate)))
         if plans[0].federation.is_pooled:
-            checks.append(_check("pooled hospitals", partial(_pooled_hospitals, certificate, plans[0])))
+            checks.append(_check("pooled hospitals", partial(_pooled_hospitals, certificate, plans[0], trusted_keys)))
         checks.extend(_statement_checks(certificate, plans[0]))
     if trusted_keys is not None:
         checks.append(_check("trusted keys", partial(_trusted, certificate, trusted_keys)))
@@ -242,9 +244,19 @@ def _mechanism(certificate: dict[str, Any], plan: Plan) -> str:
         _require(certificate[name] == expected, f"{name} is not what the plan says")
     signed = {"format", "code_version", "run_id", "plan", "plan_hash", "files", "weights_sha256", "config_sha256"}
     signed |= {"ledger_heads", "statements", "server_public_key", "signature", *mechanism(plan), *plan_epsilons(plan)}
-    signed |= {"public_images"} if plan.warm_start.public else set()
+    if plan.warm_start.public:
+        signed |= {"public_images"}
+        _public_images(certificate["public_images"], plan)
     _require(set(certificate) == signed, f"unknown or missing: {', '.join(sorted(set(certificate) ^ signed))}")
     return f"unit {UNIT}, {ADJACENCY}"
+
+
+def _public_images(named: dict[str, str], plan: Plan) -> None:
+    """What the generator started from is named as the plan names it, with a hash, and nothing else is said there."""
+    source = Path(plan.warm_start.public).name  # "procedural" is its own name
+    problem = f"public_images = {named!r} is not the source {source!r} and a SHA-256 in hex"
+    _require(isinstance(named, dict) and set(named) == {"source", "sha256"} and named["source"] == source, problem)
+    _require(isinstance(named["sha256"], str) and bool(_SHA256.fullmatch(named["sha256"])), problem)
 
 
 def _plan_epsilon(certificate: dict[str, Any], plan: Plan) -> str:
@@ -285,8 +297,11 @@ def _statement_checks(certificate: dict[str, Any], plan: Plan) -> Iterator[Check
         yield _check(f"statement {site}: epsilon", partial(_statement_epsilon, statement))
 
 
-def _pooled_hospitals(certificate: dict[str, Any], plan: Plan) -> str:
-    """Every hospital signed, and each masked its sums with exactly the others that signed."""
+def _pooled_hospitals(certificate: dict[str, Any], plan: Plan, trusted_keys: Mapping[str, str] | None) -> str:
+    """Every hospital signed, and each masked its sums with exactly the others that signed.
+
+    Whether those were real hospitals is known from keys alone: pinned by each hospital, or known to whoever verifies.
+    """
     statements = certificate["statements"]
     _require(
         len(statements) == plan.federation.hospitals,
@@ -296,7 +311,19 @@ def _pooled_hospitals(certificate: dict[str, Any], plan: Plan) -> str:
     for statement in statements:
         problem = f"{statement['site']} masked its sums with other hospitals than those that signed"
         _require(statement["masked_with"].get("hospitals_sha256") == known, problem)
-    return f"{len(statements)} hospitals, each masked with all others"
+        unknown = f"masked_with of {statement['site']} does not say how it knew the others' keys"
+        _require(set(statement["masked_with"]) == {"hospitals_sha256", "keys"}, unknown)
+        _require(statement["masked_with"]["keys"] in ("pinned", "first use"), unknown)
+    detail = f"{len(statements)} hospitals, each masked with all others"
+    believed = [s["site"] for s in statements if s["masked_with"]["keys"] == "first use"]
+    if not believed or trusted_keys is not None:
+        return detail
+    name = "epsilon_pld_coalition" + ("_all_hospitals" if plan.federation.hospitals_per_patient > 1 else "")
+    return (
+        f"{detail}; {', '.join(believed)} took the others' keys from the coordinator (first use), who may have played "
+        f"them: against the coordinator only epsilon {plan_epsilons(plan)[name]:.4f} ({name}) holds, unless these are "
+        "the hospitals' own keys: compare them"
+    )
 
 
 def _statement_signature(statement: SiteStatement, plan: Plan) -> str:
@@ -313,9 +340,11 @@ def _statement_plan(statement: SiteStatement, certificate: dict[str, Any], plan:
         _require(statement[name] == certificate[name], f"its {name} is not the certificate's")
     planned = [event_to_dict(event) for event in plan_events(plan)]
     _require(statement["events"] == planned, "its events are not the plan's")
-    for name in ("released", "epsilon_pld_coalition"):
-        if name in statement:
-            _require(statement[name] == certificate[name], f"its {name} is not the certificate's")
+    if "released" in statement:
+        _require(statement["released"] == certificate["released"], "its released is not the certificate's")
+    if "epsilon_pld_coalition" in statement:
+        recomputed = plan_epsilons(plan)["epsilon_pld_coalition"]
+        _not_understated("epsilon_pld_coalition", statement["epsilon_pld_coalition"], recomputed)
     return f"{len(planned)} events, ledger head {statement['ledger_head']}"
 
 

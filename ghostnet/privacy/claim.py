@@ -26,7 +26,7 @@ class Claim:
     epsilon_pld: float  # a patient of one hospital; disjoint hospitals compose in parallel
     epsilon_rdp: float  # the same by the independent, looser accountant
     epsilon_pld_all_hospitals: float  # a patient of as many hospitals as the plan allows (hospitals_per_patient)
-    epsilon_pld_coalition: float  # against the coordinator and all other hospitals together; other modes: the same
+    epsilon_pld_coalition: float  # a patient of one hospital, against the coordinator and all others together
     epsilon_pld_other_hospital: float  # against one other hospital, which knows its own noise; other modes: the same
     hospitals_per_patient: int
     delta: float
@@ -103,8 +103,8 @@ def claim(plan: Plan) -> Claim:
 
     Guarantee:
         Unit: patient, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
-        releases.py, and nothing else, leave the hospital; where batches are truncated, that no hospital has more than
-        privacy.patients_at_most patients (each one refuses otherwise).
+        releases.py, and nothing else, leave the hospital; where batches are truncated, that no hospital has more
+        patients than it declared (each refuses a plan whose privacy.patients_at_most is below its declaration).
         Not covered: other runs on the same patients (ledger.py composes them); utility.real_reference, which is for
         simulations and not private.
     """
@@ -137,8 +137,8 @@ def truncation_words(plan: Plan) -> str:
     if privacy.truncate_batch == 0:
         return ""
     return (
-        f"; of a larger sample {privacy.truncate_batch} patients stay, chosen at random, in hospitals of at most "
-        f"{privacy.patients_at_most} patients"
+        f"; of a larger sample {privacy.truncate_batch} patients stay, chosen at random, in hospitals that declared "
+        f"at most {privacy.patients_at_most} patients"
     )
 
 

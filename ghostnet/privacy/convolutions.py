@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghostnet.privacy import groups as grouping
-from ghostnet.privacy.groups import Groups, ParameterGradient, kept, outer_products, paired
+from ghostnet.privacy.groups import Groups, ParameterGradient, kept, outer_products, paired, rounding_reserve
 
 _SMALL_COST = 250_000  # multiply-adds that a call's overhead is worth, measured
 _COPY_COST = 64  # multiply-adds that writing one number of a group's gradient costs, measured
@@ -129,9 +129,17 @@ def _convolution_norms(layer: nn.Conv2d, x: Tensor, g: Tensor, groups: Groups) -
             if by_gram:
                 squared[chosen] = _convolution_gram(layer, take(x), take(g))
             else:
-                w = _weight_gradient(layer, take(x)[0], take(g)[0]).flatten()
-                squared[chosen] = w.dot(w)
+                one, at_output = take(x)[0], take(g)[0]
+                w = _weight_gradient(layer, one, at_output).flatten()
+                squared[chosen] = w.dot(w) + _direct_reserve(layer, one, at_output)
     return squared
+
+
+def _direct_reserve(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """The rounding reserve (1,) of one group's rows: all rows are summed anew, not what was measured."""
+    ones = x.new_ones(1, 1, *layer.kernel_size)
+    patches = F.conv2d(x.square().sum(1, keepdim=True), ones, None, layer.stride, _padding(layer), layer.dilation)
+    return rounding_reserve(patches.reshape(1, -1), g.square().sum(1).reshape(1, -1))
 
 
 def _convolution_gram(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:

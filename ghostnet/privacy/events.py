@@ -59,7 +59,7 @@ class TruncatedPoissonGaussianSteps:
     noise_multiplier: float  # standard deviation over norm bound; 0 = released without noise
     steps: int
     truncate_batch: int  # b >= 1: the largest number of patients that a step keeps
-    patients_at_most: int  # N >= 1, PUBLIC: no hospital of this event has more patients
+    patients_at_most: int  # N >= 1, PUBLIC: every hospital of this event has declared no more
 
     def __post_init__(self) -> None:
         """Refuses values outside their range (`PlanError`)."""
@@ -184,12 +184,21 @@ def repeat_for_hospitals(events: Sequence[Event], hospitals: int) -> tuple[Event
     )
 
 
-def coalition_events(events: Sequence[Event]) -> tuple[Event, ...]:
+def coalition_events(events: Sequence[Event], hospitals_per_patient: int = 1) -> tuple[Event, ...]:
     """What the events are to the coordinator together with all hospitals but the patient's own.
 
-    They subtract their sums and their noise; one hospital's share is left, noise_multiplier / sqrt(hospitals).
+    They subtract their sums and their noise; the shares of the patient's own hospitals are left,
+    noise_multiplier * sqrt(hospitals_per_patient / hospitals), under what the patient adds at each of them.
+
+    Raises:
+        PlanError: hospitals_per_patient < 1.
     """
-    return tuple(_with_shares(event, 1) if isinstance(event, SharedNoiseSteps) else event for event in events)
+    return tuple(
+        _with_shares(event, min(hospitals_per_patient, event.hospitals))
+        if isinstance(event, SharedNoiseSteps)
+        else event
+        for event in (events if hospitals_per_patient == 1 else repeat_for_hospitals(events, hospitals_per_patient))
+    )
 
 
 def other_hospital_events(events: Sequence[Event]) -> tuple[Event, ...]:

@@ -2,10 +2,16 @@
 
 A group is a patient or a fake; its rows are summed before the norm. Norms of gradients that are sums of outer products
 come from Gram matrices or from the gradient itself, whichever is cheaper.
+
+A gradient that is summed from rows which cancel is known up to rounding of the rows only, not of itself. Two images
+whose gradients are +M and -M have norm 0, and in a sum over all rows M swallows what others add meanwhile. So either
+the gradient that was measured is the one that is summed (`kept`), or its squared norm gets `rounding_reserve`, which
+bounds the rows as well: a group's weighted rows then have length at most 1,000 C. A discriminator may be made to harm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +20,7 @@ from torch import Tensor
 
 GRAM_ELEMENTS = 1 << 22  # entries of Gram matrices in memory at once
 _GRAM_ROUNDING = 1e-6  # of float32 dot products, relative to the product of the lengths
+_UNDERFLOW = 1e-32  # of a squared length: what float32 loses of the squares of 2^19 numbers, each below 1e-38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,7 @@ def kept(gradients: Tensor) -> ParameterGradient:
 def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
     """Gradients sum over a group's rows and positions t of outer(g_t, x_t); x (r, t, in), g (r, t, out)."""
     squared = x.new_empty(len(groups.sizes))
+    measured: list[tuple[Tensor, Tensor]] = []  # (groups (m,), gradients (m, out, in)), smaller than their x and g
     for size in set(groups.sizes):
         positions = size * x.shape[1]
         limit = max(1, GRAM_ELEMENTS // min(positions**2, x.shape[2] * g.shape[2]))
@@ -89,13 +97,33 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
             if positions * (a.shape[2] + b.shape[2]) <= a.shape[2] * b.shape[2]:
                 squared[chosen] = paired(a @ a.transpose(1, 2), b @ b.transpose(1, 2))
             else:
-                squared[chosen] = (b.transpose(1, 2) @ a).square().sum((1, 2))
+                gradients = b.transpose(1, 2) @ a
+                measured.append((chosen, gradients))
+                squared[chosen] = gradients.square().sum((1, 2))
+                if positions > 1:  # two batches of other sizes round what cancels in other ways
+                    squared[chosen] += rounding_reserve(a.square().sum(2), b.square().sum(2))
 
     def weighted_sum(factors: Tensor) -> Tensor:
-        weighted = g * factors[groups.ids, None, None]
-        return weighted.flatten(0, 1).T @ x.flatten(0, 1)
+        total = x.new_zeros(g.shape[2], x.shape[2])
+        by_rows = factors.clone()
+        for chosen, gradients in measured:
+            total += torch.tensordot(factors[chosen], gradients, 1)
+            by_rows[chosen] = 0.0
+        if sum(len(chosen) for chosen, _ in measured) < len(factors):
+            total += (g * by_rows[groups.ids, None, None]).flatten(0, 1).T @ x.flatten(0, 1)
+        return total
 
     return ParameterGradient(squared_norm=squared, weighted_sum=weighted_sum)
+
+
+def rounding_reserve(squared_inputs: Tensor, squared_outputs: Tensor) -> Tensor:
+    """What the squared norm of sum_t outer(g_t, x_t) is raised by, from |x_t|^2 and |g_t|^2, both (m, t) -> (m,).
+
+    Rounding is relative to sum_t |x_t| |g_t|, whatever cancels in the sum.
+    """
+    x, g = squared_inputs.clamp(min=0).sqrt(), squared_outputs.clamp(min=0).sqrt()
+    lost = math.sqrt(_UNDERFLOW) * (x + g).sum(1)  # tiny x beside huge g: the squares of x are 0, the gradient is not
+    return _GRAM_ROUNDING * (x * g).sum(1).square() + lost.square()
 
 
 def paired(gram_inputs: Tensor, gram_outputs: Tensor) -> Tensor:
@@ -105,5 +133,6 @@ def paired(gram_inputs: Tensor, gram_outputs: Tensor) -> Tensor:
     to (sum_t |x_t| |g_t|)^2 and not to the result.
     """
     exact = (gram_inputs * gram_outputs).sum((1, 2))
-    lengths = (gram_inputs.diagonal(dim1=1, dim2=2) * gram_outputs.diagonal(dim1=1, dim2=2)).clamp(min=0).sqrt()
-    return exact.clamp(min=0) + _GRAM_ROUNDING * lengths.sum(1).square()
+    return exact.clamp(min=0) + rounding_reserve(
+        gram_inputs.diagonal(dim1=1, dim2=2), gram_outputs.diagonal(dim1=1, dim2=2)
+    )

@@ -27,6 +27,8 @@ NOT_COVERED = (
     "facts about a population that hold whether or not any one patient took part",
 )
 
+TRUNCATED_NOT_COVERED = ("truncated batches: a hospital that has more patients than it declared",)
+
 SiteStatement = dict[str, Any]  # the keys of STATEMENT_KEYS
 STATEMENT_KEYS = frozenset(
     "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta ledger_head public_key signature".split()
@@ -37,7 +39,8 @@ RELEASED = {
     "pooled": ("one sum a step over all hospitals' patients, noise included; each hospital's part under masks",),
 }
 POOLED_NOT_COVERED = (
-    "pooled: hospitals that tell the coordinator their own noise; epsilon_pld_coalition is for all of them together",
+    "pooled: hospitals that tell the coordinator their own noise; epsilon_pld_coalition is against all of them, "
+    "for a patient of one hospital (epsilon_pld_coalition_all_hospitals: of hospitals_per_patient)",
     "pooled: a coordinator that plays other hospitals itself, where a statement says keys = first use",
 )
 
@@ -113,7 +116,11 @@ def mechanism(plan: Plan) -> dict[str, Any]:
             "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
             "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
         },
-        "not_covered": [*NOT_COVERED, *(POOLED_NOT_COVERED if plan.federation.is_pooled else ())],
+        "not_covered": [
+            *NOT_COVERED,
+            *(TRUNCATED_NOT_COVERED if privacy.truncate_batch else ()),
+            *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
+        ],
         **_federation(plan),
     }
 
@@ -147,6 +154,15 @@ def _coalition(plan: Plan) -> dict[str, float]:
     return {"epsilon_pld_coalition": events_epsilons(coalition_events(plan_events(plan)), plan.privacy.delta)[0]}
 
 
+def _coalition_everywhere(plan: Plan) -> dict[str, float]:
+    """The same for a patient of as many hospitals as the plan allows, where that is more than one."""
+    hospitals = plan.federation.hospitals_per_patient
+    if not plan.federation.is_pooled or hospitals == 1:
+        return {}
+    events = coalition_events(plan_events(plan), hospitals)
+    return {"epsilon_pld_coalition_all_hospitals": events_epsilons(events, plan.privacy.delta)[0]}
+
+
 def plan_epsilons(plan: Plan) -> dict[str, float]:
     """Epsilon of one patient, at one hospital and at hospitals_per_patient of them, by both accountants.
 
@@ -163,6 +179,7 @@ def plan_epsilons(plan: Plan) -> dict[str, float]:
         "epsilon_pld_all_hospitals": pld_everywhere,
         "epsilon_rdp_all_hospitals": rdp_everywhere,
         **_coalition(plan),
+        **_coalition_everywhere(plan),
         **_other_hospital(plan),
     }
 

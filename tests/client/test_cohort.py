@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from PIL import Image
 
 from client.cohort import Cohorts, check_site, load_cohorts
 from client.intake.task import Limits
@@ -162,6 +163,52 @@ def test_a_patient_who_left_is_gone_from_the_cache_of_every_plan(tmp_path: Path)
     assert len(list((config.state / "cache").rglob("*.safetensors"))) == 8
 
 
+def test_two_plans_in_turn_open_no_file_again(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=3, images=1)
+    Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "images" / "m.png")
+    names = [f"p{patient}/0.dcm" for patient in range(3)]
+    write_labels(tmp_path, [(name, "normal", "m.png") for name in names[:2]] + [(names[2], "lesion", "")], masks=True)
+    drawn, plain = image_spec(mask_channels=1), image_spec()
+    one_label = image_spec(labels=("lesion", "other"))
+    for image in (drawn, plain, one_label):
+        load_cohorts(config, image, SECRET, strict=False)
+    for image, known in ((drawn, 2), (plain, 3), (one_label, 1), (plain, 3), (drawn, 2)):
+        again = load_cohorts(config, image, SECRET, limits=NO_WORKER, strict=False)
+        assert again.table.from_cache == known
+
+
+def test_a_patient_who_withdraws_is_gone_from_the_cache_of_every_plan(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=3, images=2)
+    for size in (28, 32):
+        load_cohorts(config, image_spec(size=size), SECRET)
+    (tmp_path / "out.txt").write_text("MRN00001\n")
+    load_cohorts(write_site(tmp_path, more='[cohort]\nexclude = "out.txt"'), image_spec(), SECRET, limits=NO_WORKER)
+    assert len(list((config.state / "cache").rglob("*.safetensors"))) == 8
+
+
+def test_what_old_rules_made_does_not_pile_up(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=1, images=1)
+    for size in range(16, 28):
+        check_site(config, image_spec(size=size))
+    assert len([path for path in (config.state / "cache").iterdir() if path.is_dir()]) == 8
+    assert check_site(config, image_spec(size=27), limits=NO_WORKER).from_cache == 1
+
+
+def test_a_review_that_may_show_a_withdrawn_patient_is_deleted_and_a_later_one_stays(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=3, images=1)
+    review = config.state / "review"
+    review.mkdir(parents=True)
+    (review / "index.html").write_text("pictures")
+    assert not check_site(config, image_spec()).review_deleted
+    (tmp_path / "out.txt").write_text("MRN00001\n")
+    config = write_site(tmp_path, more='[cohort]\nexclude = "out.txt"')
+    assert check_site(config, image_spec()).review_deleted
+    assert not review.exists()
+    review.mkdir()
+    assert not check_site(config, image_spec()).review_deleted
+    assert review.exists()
+
+
 def test_only_the_sites_user_can_read_what_is_kept(tmp_path: Path) -> None:
     config = write_hospital(tmp_path, patients=2, images=1)
     load_cohorts(config, image_spec(), SECRET)
@@ -259,7 +306,8 @@ def test_a_folder_without_a_usable_image_is_an_error_and_a_table(tmp_path: Path)
         ("file,label\np0/0.dcm,lesion\n", SiteError, "no column image"),
         ("image\np0/0.dcm\n", SiteError, "no column label"),
         ("", SiteError, "no column image"),
-        ('image,label\n"p0/0.dcm,lesion\n', SiteError, "cannot be read"),
+        ('"image,label\np0/0.dcm,lesion\n', SiteError, "cannot be read"),
+        ('image,label\n"p0/0.dcm,lesion\n', DataError, "1 line(s) whose quotes do not match"),
     ],
 )
 def test_a_wrong_label_table_is_one_line_without_its_values(
@@ -295,6 +343,12 @@ def test_a_mask_outside_the_hospitals_folders_is_not_opened(tmp_path: Path) -> N
     cohorts = load_cohorts(config, image_spec(mask_channels=1), SECRET)
     assert cohorts.table.quarantined == {"BAD_MASK": 1}
     assert (cohorts.table.found, cohorts.train.images.shape[1]) == (2, 2)  # the mask inside is no image
+
+
+def test_a_new_state_folder_is_the_sites_alone(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=1, images=1)
+    check_site(config, image_spec())
+    assert config.state.stat().st_mode & 0o777 == 0o700
 
 
 def test_check_site_uses_the_sites_own_secret(tmp_path: Path) -> None:

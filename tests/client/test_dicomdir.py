@@ -1,4 +1,4 @@
-"""DICOMDIR: what it lists is read, what it does not list is not, and a broken one changes nothing."""
+"""DICOMDIR: it counts what is not listed and what is missing, and decides over no file."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def contents(folder: Path) -> Contents:
     return read_contents(folder, find_files(folder), limits=Limits())
 
 
-def test_only_listed_files_are_read_and_missing_ones_counted(disc: Path) -> None:
+def test_unlisted_and_missing_files_are_counted_and_every_file_is_read(disc: Path) -> None:
     names = find_files(disc)
     write_labels(disc.parent, {name: ("normal", "lesion")[i % 2] for i, name in enumerate(names)})
     config = write_site(disc.parent, more="[cohort]\ntest_fraction = 0.0")
     table = load_cohorts(config, image_spec(), SECRET).table
-    assert table.taken == 4
-    assert table.quarantined == {"NOT_LISTED": 1}
+    assert table.taken == 5
+    assert table.quarantined == {}
+    assert table.unlisted_files == 1
     assert table.listed_without_file == 1
     assert table.broken_dicomdirs == 0
 
@@ -53,7 +54,7 @@ def test_a_disc_mounted_in_lower_case_with_versions_is_the_same_disc(disc: Path)
         if path.name != "DICOMDIR":
             path.rename(path.with_name(path.name.lower() + (";1" if path.is_file() else "")))
     found = contents(disc)
-    assert len(found.unlisted) == 1
+    assert found.unlisted == 1
     assert found.missing == 1
 
 
@@ -71,10 +72,18 @@ def test_an_empty_one_is_broken(disc: Path) -> None:
 
 
 def test_it_speaks_for_its_own_folder_only(disc: Path) -> None:
-    other = save(dicom(picture(3)), disc.parent / "other" / "a.dcm")
-    found = contents(disc.parent)
-    assert other.relative_to(disc.parent).as_posix() not in found.unlisted
-    assert found.unlisted == {"images/viewer/logo.dcm"}
+    save(dicom(picture(3)), disc.parent / "other" / "a.dcm")
+    assert contents(disc.parent).unlisted == 1
+
+
+def test_one_patients_disc_takes_nothing_from_another_patient(disc: Path) -> None:
+    save(dicom(picture(20), patient="BERTA"), disc / "berta" / "1.dcm")
+    write_labels(disc.parent, {name: "normal" for name in find_files(disc)})
+    config = write_site(disc.parent, more="[cohort]\ntest_fraction = 0.0")
+    with_disc = load_cohorts(config, image_spec(), SECRET).table
+    (disc / "DICOMDIR").unlink()
+    without = load_cohorts(config, image_spec(), SECRET).table
+    assert (with_disc.taken, with_disc.patients) == (without.taken, without.patients) == (6, 3)
 
 
 def test_paths_out_of_its_folder_lead_nowhere(disc: Path) -> None:
@@ -86,4 +95,4 @@ def test_paths_out_of_its_folder_lead_nowhere(disc: Path) -> None:
     dataset.save_as(disc / "DICOMDIR")
     found = contents(disc)
     assert found.missing == 2
-    assert len(found.unlisted) == 1
+    assert found.unlisted == 1

@@ -149,7 +149,46 @@ def test_a_medmnist_file_is_shared_out_like_any_other(tmp_path: Path) -> None:
     assert found["images"][:, 0, 0].tolist() == [0] * 4 + [1] * 2 + [2] * 3
     assert found["labels"].tolist() == [0] * 4 + [1] * 2 + [0] * 3
     assert found["split"].tolist() == ["train"] * 6 + ["test"] * 3
-    assert len(set(found["patient"].tolist())) == 9
+    assert [found["patient"].tolist().index(patient) for patient in found["patient"]] == [0] * 4 + [4] * 2 + [6] * 3
+
+
+def test_the_same_pixels_in_both_parts_are_one_patient_who_is_never_trained_on(tmp_path: Path) -> None:
+    columns = arrays(patient=None, split=np.array(["train"] * 16 + ["test"] * 4))
+    columns["images"][19] = columns["images"][0]
+    table = load_cohorts(site(tmp_path, columns), image_spec(), SECRET).table
+    assert (table.patients, table.train_images, table.test_images, table.duplicates) == (19, 15, 4, 1)
+    assert read_columns(tmp_path / "data.npz")["split"].tolist() == ["test"] + ["train"] * 15 + ["test"] * 4
+
+
+def test_without_a_patient_column_one_image_less_moves_no_other(tmp_path: Path) -> None:
+    columns = arrays(n=40, patient=None)
+    parts = []
+    for first in (0, 1):
+        fewer = {name: column[first:] for name, column in columns.items()}
+        cohorts = load_cohorts(site(tmp_path, fewer), image_spec(), SECRET)
+        parts.append([{image.numpy().tobytes() for image in part.images} for part in (cohorts.train, cohorts.test)])
+    (train, test), (train_of_fewer, test_of_fewer) = parts
+    assert train_of_fewer <= train
+    assert test_of_fewer <= test
+    assert test_of_fewer
+    assert len(train_of_fewer) + len(test_of_fewer) == 39
+
+
+def test_a_file_without_a_row_is_an_error_for_people_and_an_empty_cohort_for_a_coordinator(tmp_path: Path) -> None:
+    untyped = dict.fromkeys(("labels", "patient", "split"), np.array([]))  # what is left of a column without values
+    for columns in (arrays(n=0, patient=None), arrays(n=0) | untyped):
+        config = site(tmp_path, columns)
+        with pytest.raises(DataError, match="no row"):
+            load_cohorts(config, image_spec(), SECRET)
+        assert load_cohorts(config, image_spec(), SECRET, strict=False).table.taken == 0
+
+
+def test_a_mask_region_that_the_plan_has_not_is_no_mask(tmp_path: Path) -> None:
+    masks = np.zeros((20, 28, 28), np.uint8)
+    masks[:, 0, 0], masks[3, 5, 5], masks[4, 5, 5] = 2, 3, 255
+    config = site(tmp_path, arrays(masks=masks))
+    assert load_cohorts(config, image_spec(mask_channels=2), SECRET).table.quarantined == {"BAD_MASK": 2}
+    assert load_cohorts(config, image_spec(mask_channels=1), SECRET).table.quarantined == {}
 
 
 def test_masks_are_asked_for_when_the_plan_draws_them(tmp_path: Path) -> None:

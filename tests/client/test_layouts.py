@@ -140,6 +140,29 @@ def test_without_strictness_a_bad_line_spoils_its_own_image_only(tmp_path: Path)
     assert [line.sound for line in lines(tmp_path, "plain", *rows, strict=False)] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "line", ['"a,P,mass,x', '"a"x,P,mass,x', 'a,P,mass,"x', b"a,P,mass,M\xfcller", "a,P,mass,x,y", f"a,P,{PLANTED},x"]
+)
+def test_a_broken_line_reaches_no_other_and_is_found_by_its_number(tmp_path: Path, line: str | bytes) -> None:
+    path = tmp_path / "labels.csv"
+    raw = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"image,patient,label,comment\nb,P,mass,\n\n" + raw + b'\nc,P,mass,"x, ""y"""\n')
+    with pytest.raises(DataError, match="1 line.s. .*[(]line 4[)]"):
+        read_layout(path, "plain", WANTED)
+    assert [one.image for one in read_layout(path, "plain", WANTED, strict=False) if one.sound] == ["b", "c"]
+
+
+def test_a_cell_of_any_length_is_read_past(tmp_path: Path) -> None:
+    rows = [("image", "patient", "label", "report"), ("a", "P", "mass", "x" * 300_000), ("b", "P", "mass", "")]
+    assert [line.sound for line in lines(tmp_path, "plain", *rows)] == [True, True]
+
+
+def test_five_line_numbers_are_enough(tmp_path: Path) -> None:
+    rows = [("image", "patient", "label"), *[("a", "P", PLANTED)] * 7]
+    assert "7 line(s) with" in error(tmp_path, "plain", *rows)
+    assert "(line 2, 3, 4, 5, 6, ...)" in error(tmp_path, "plain", *rows)
+
+
 # --- Lines and files
 
 
@@ -175,6 +198,26 @@ def test_nih_images_are_found_by_name_in_any_folder() -> None:
     files = ["images_001/images/00000001_000.png", "images_002/images/00000002_000.png"]
     found = [ImageLine(image="00000002_000.png", patient="2")]
     assert paired(found, files, "nih") == [(files[1], "2", True)]
+
+
+def test_nih_images_of_one_name_are_told_apart_by_their_folders() -> None:
+    files = ["anna/1.png", "berta/1.png", "x/berta/2.png"]
+    assert paired([ImageLine(image="anna/1.png", patient="A")], files, "nih") == [("anna/1.png", "A", True)]
+    assert paired([ImageLine(image="CXR8/anna/1.png", patient="A")], files, "nih") == [("anna/1.png", "A", True)]
+    assert paired([ImageLine(image="berta/2.png", patient="B")], files, "nih") == [("x/berta/2.png", "B", True)]
+    assert paired([ImageLine(image="clara/1.png", patient="C")], files, "nih") == []
+    bare = [ImageLine(image="1.png", patient="A", number=7)]
+    with pytest.raises(DataError, match="1 line.s. with a file name that several images have .line 7."):
+        pair(bare, files, "nih")
+    assert paired(bare, files, "nih", strict=False) == [("anna/1.png", "A", False), ("berta/1.png", "A", False)]
+
+
+def test_a_table_that_names_a_file_twice_says_on_which_lines() -> None:
+    twice = [ImageLine(image="a.png", patient="A", number=2), ImageLine(image="a.png", patient="A", number=9)]
+    with pytest.raises(DataError, match="1 image.s. twice .line 2, 9."):
+        pair(twice, ["a.png"], "plain")
+    with pytest.raises(DataError, match="two patients .line 2, 5."):
+        pair([twice[0], ImageLine(image="a.png", patient="B", number=5)], ["a.png"], "plain")
 
 
 def test_one_file_of_two_patients_is_refused_or_an_image_of_each() -> None:
@@ -245,6 +288,34 @@ def test_a_bad_coco_box_is_counted_or_spoils_its_own_image_only(tmp_path: Path, 
     assert len(found["a/1.png"] or ()) == 2
 
 
+def test_a_coco_number_of_thousands_of_digits_spoils_its_own_image_only(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    for key, value in (("bbox", [1, 2, 3, 0]), ("image_id", 0)):
+        wrong = {"image_id": 8, "bbox": [1, 2, 3, 4]} | {key: value}
+        text = json.dumps(COCO | {"annotations": [*COCO["annotations"], wrong]})
+        path.write_text(text.replace("2, 3, 0]", "2, 3, " + "9" * 5000 + "]").replace(": 0,", ": " + "9" * 5000 + ","))
+        with pytest.raises(DataError, match="1 box"):
+            read_boxes(path)
+        assert len(read_boxes(path, strict=False)["a/1.png"] or ()) == 2
+
+
+def test_what_is_no_row_of_coco_spoils_nothing_without_strictness(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(COCO | {"annotations": [*COCO["annotations"], 7]}))
+    with pytest.raises(SiteError, match="no COCO"):
+        read_boxes(path)
+    assert len(read_boxes(path, strict=False)["a/1.png"] or ()) == 2
+
+
+@pytest.mark.parametrize("line", ['"b.png,1,2,3,4', '"b.png"x,1,2,3,4', "b.png,1,2,3,4,M\xfcller"])
+def test_a_broken_line_of_boxes_reaches_no_other(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "boxes.csv"
+    path.write_text(f"image,x0,y0,x1,y1,reader\n{line}\na.png,1,2,3,4,x\n", encoding="latin-1")
+    with pytest.raises(DataError, match="1 box"):
+        read_boxes(path)
+    assert read_boxes(path, strict=False)["a.png"] == (NamedBox(finding="", corners=(1, 2, 3, 4)),)
+
+
 def test_boxes_in_csv_come_as_corners_or_sizes(tmp_path: Path) -> None:
     path = tmp_path / "boxes.csv"
     write_table(path, [("image", "x0", "y0", "x1", "y1"), ("a.png", 1, 2, 3, 4), ("b.png", "", "", "", "")])
@@ -273,7 +344,7 @@ def test_the_nih_boxes_are_read_as_they_are_published(tmp_path: Path) -> None:
         ("b.json", "[" * 100_000),
         ("b.csv", ""),
         ("b.csv", "image,left,top\n"),
-        ("b.csv", 'image,x0,y0,x1,y1\n"a,1\n'),
+        ("b.csv", '"image,x0,y0,x1,y1\na,1,2,3,4\n'),
         ("b.csv", "\x00\xff"),
     ],
 )

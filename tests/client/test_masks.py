@@ -150,6 +150,11 @@ def test_a_png_mask_keeps_its_values(tmp_path: Path) -> None:
     assert refusal_of(tmp_path / "none.png") is Code.BAD_MASK
 
 
+def test_a_png_mask_does_not_say_on_which_of_several_frames_it_lies(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "m.png")
+    assert refusal_of(tmp_path / "m.png", frame=1, frames=3) is Code.BAD_MASK
+
+
 def test_boxes_fill_every_pixel_that_they_touch() -> None:
     mask = draw_boxes([(2.5, 1.0, 4.1, 3.0), (30, 38, 100, 200)], SHAPE)
     expected = np.zeros(SHAPE, np.int32)

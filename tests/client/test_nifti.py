@@ -176,3 +176,13 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         for cut in range(0, len(data) - 8, len(data) // 13):
             (tmp_path / name).write_bytes(data[:cut])
             assert refused(tmp_path / name) in (Code.TRUNCATED, Code.NOT_NIFTI, Code.HEADER)
+
+
+def test_an_empty_slice_is_left_out_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    voxels = RAS.copy()
+    voxels[:, :, :3] = voxels[:, :, 7] = 5
+    source = read(write_nifti(tmp_path / "a.nii", voxels), frames=9)
+    assert (source.frame_numbers, source.frames_total) == ((3, 4, 5, 6, 8), 9)
+    for frame, z in zip(source.frames, source.frame_numbers, strict=True):
+        np.testing.assert_array_equal(frame.pixels, seen(RAS, z))
+    assert refused(write_nifti(tmp_path / "b.nii", np.full_like(RAS, 5))) is Code.FLAT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.config import load_site
 from client.site import Site
@@ -21,7 +23,7 @@ from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.claim import claim, resolve
 from ghostnet.privacy.ledger import verify_ledger
-from ghostnet.secure_sum import Member, Roster, make_roster, sum_modulo
+from ghostnet.secure_sum import Member, Roster, make_roster, mask_key_document, sum_modulo
 from ghostnet.weights import arrays_sha256, to_arrays
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.server.direct_grid import write_hospitals
@@ -150,6 +152,36 @@ def test_a_key_that_was_swapped_on_the_way_is_refused_before_anything_is_spent(s
         with pytest.raises(FederationError):
             asked(sites[0], plan, run_id, 1, bad)
     assert "begin" not in [entry.kind for entry in verify_ledger(sites[0].config.ledger_path)]
+
+
+def test_a_roster_with_this_hospital_under_a_strangers_signing_key_is_refused_before_anything_is_spent(
+    sites: list[Site], plan: Plan
+) -> None:
+    run_id = secrets.token_hex(16)
+    roster = join(sites, plan, run_id)
+    own, other = roster.members
+    stranger = Ed25519PrivateKey.generate()
+    document = mask_key_document(run_id=run_id, plan_hash=plan.hash(), site=own.site, mask_key=own.mask_key)
+    mine = dataclasses.replace(own, public_key=keys.public_hex(stranger), signature=keys.sign(stranger, document))
+    forged = make_roster(run_id=run_id, plan_hash=plan.hash(), hospitals=2, members=[mine, other])
+    assert own.site == sites[0].config.name
+    with pytest.raises(FederationError, match="its own signing key"):
+        asked(sites[0], plan, run_id, 1, forged)
+    assert "begin" not in [entry.kind for entry in verify_ledger(sites[0].config.ledger_path)]
+    asked(sites[0], plan, run_id, 1, roster)  # nothing was pinned either
+
+
+def test_keys_are_pinned_in_a_statement_only_where_the_roster_was_held_against_them(
+    files: list[Path], sites: list[Site], plan: Plan
+) -> None:
+    run_id = secrets.token_hex(16)
+    roster = join(sites, plan, run_id)
+    asked(sites[0], plan, run_id, 1, roster)
+    text, north = files[0].read_text(), next(m for m in roster.members if m.site == "north")
+    for key, said in (("0" * 64, "first use"), (north.public_key, "pinned")):
+        files[0].write_text(text + f'peers = ["north={key}"]\n')
+        statement = _finish(Site(load_site(files[0])), plan, run_id, to_arrays(build_generator(plan)))
+        assert statement["masked_with"]["keys"] == said
 
 
 def test_peers_of_site_toml_are_the_only_ones_that_a_hospital_masks_with(files: list[Path], plan: Plan) -> None:

@@ -29,6 +29,7 @@ from ghostnet.privacy.ledger import Ledger, verify_ledger
 from ghostnet.utility import classifier
 from ghostnet.warm_start import embedding_size
 from ghostnet.weights import arrays_sha256, to_arrays
+from tests.client.picture_files import eight_bit, write_png
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 
 SITE = """
@@ -110,6 +111,48 @@ def test_one_row_that_does_not_fit_never_decides_whether_a_hospital_answers(site
     assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
     with pytest.raises(DataError):  # for the hospital's own people it is an error
         site.prepare(plan.image)
+
+
+TABLE_SITE = """
+name = "north"
+[data]
+kind = "images"
+path = "images"
+labels = "labels.csv"
+modality = "DX"
+[deidentify]
+burned_in = "trust"
+trusted_modalities = ["DX"]
+[policy]
+max_epsilon = 10.0
+delta = 1e-5
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"a.png,A,plain,a\0b,", b"a.png,A,plain,,M\xfcller", b'a.png,A,plain,,"', b'"a.png"x,A,plain,,', None],
+    ids=["mask", "byte", "quote", "text after a quote", "no file at all"],
+)
+def test_neither_does_a_line_of_a_table(tmp_path: Path, plan: Plan, line: bytes | None) -> None:
+    (tmp_path / "images").mkdir()
+    if line is not None:
+        for seed, name in enumerate("ab"):
+            write_png(tmp_path / f"images/{name}.png", eight_bit(seed))
+    table = [b"image,patient,label,mask,comment", line or b"a.png,A,plain,,", b"b.png,B,striped,,"]
+    (tmp_path / "labels.csv").write_bytes(b"\n".join(table))
+    (tmp_path / "site.toml").write_text(TABLE_SITE)
+    site, run_id = Site(load_site(tmp_path / "site.toml")), secrets.token_hex(16)
+    site.join(plan, run_id)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+
+
+def test_nor_does_the_last_row_of_a_file(site_file: Path, plan: Plan) -> None:
+    columns = dict(np.load(site_file.parent / "data.npz"))
+    np.savez(site_file.parent / "data.npz", **{name: column[:0] for name, column in columns.items()})
+    site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
+    site.join(plan, run_id)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
 
 
 def test_public_arrays_that_do_not_fit_are_refused_before_they_are_charged(site: Site, plan: Plan) -> None:

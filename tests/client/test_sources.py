@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_one_file_given_to_two_patients(tmp_path: Path) -> None:
     header = ("image", "patient", "label")
     write_table(tmp_path / "labels.csv", [header, ("a.png", "A", "lesion"), ("a.png", "B", "normal")])
     config = picture_site(tmp_path, more=TRAIN)
-    with pytest.raises(DataError, match="1 image file.s. to two patients; correct"):
+    with pytest.raises(DataError, match="1 image file.s. to two patients .line 2, 3.; correct"):
         load(config)
     # To a coordinator nothing shows, and neither line decides over the other.
     assert by_patient(load(config, strict=False)) == [[0], [1]]
@@ -139,6 +140,110 @@ def test_a_line_that_calls_another_patients_image_a_mask_takes_nothing_from_them
     cohorts = load(config)
     assert (alone.table.taken, cohorts.table.taken, cohorts.table.quarantined) == (2, 3, {})
     assert by_patient(cohorts) == [[0], [1], [1]]
+
+
+def test_a_dicom_line_hides_no_image_of_a_folder_that_it_is_not_about(tmp_path: Path) -> None:
+    for name, patient in {"A/1.dcm": "A", "A/2.dcm": "A", "B/1.dcm": "B"}.items():
+        save(dicom(picture(len(name) + ord(name[0]) + ord(name[2])), patient=patient), tmp_path / "images" / name)
+    write_png(tmp_path / "images/A/seg/1.png", np.eye(40, dtype=np.uint8))
+    rows = [("A", "normal", "A/seg")]
+    tables = []
+    for more in ([], [("B", "normal", "A/1.dcm")]):
+        write_labels(tmp_path, rows + more, masks=True)
+        tables.append(load(write_site(tmp_path, more=TRAIN)).table)
+    assert [table.taken for table in tables] == [2, 3]
+    assert [table.mask_files for table in tables] == [1, 1]
+
+
+def test_masks_are_found_by_names_that_hold_dots(tmp_path: Path) -> None:
+    for number in (4, 5):
+        save(dicom(picture(number), patient=f"P{number}"), tmp_path / f"images/study/1.2.3.{number}.dcm")
+        mask = np.zeros((40, 40), np.uint8)
+        mask[:number] = 1
+        write_png(tmp_path / f"images/masks/1.2.3.{number}.png", mask)
+    write_png(tmp_path / "images/masks/1.png", np.ones((40, 40), np.uint8))
+    write_labels(tmp_path, [("study", "lesion", "masks")], masks=True)
+    assert covered(load(write_site(tmp_path, more=TRAIN), mask_channels=1)) == [160, 200]
+
+
+def test_what_does_not_say_on_which_frame_it_lies_is_no_mask_of_several(tmp_path: Path) -> None:
+    dataset = dicom(picture(), patient="A", NumberOfFrames=3)
+    dataset.PixelData = np.stack([picture(seed) for seed in range(3)]).astype("<u2").tobytes()
+    for name in ("mask", "boxes", "none"):
+        dataset.PatientID = name
+        save(dataset, tmp_path / f"images/{name}.dcm")
+    write_png(tmp_path / "m.png", np.eye(40, dtype=np.uint8))
+    header = ("image", "label", "mask", "box")
+    rows = [
+        ("mask.dcm", "lesion", "m.png", ""),
+        ("boxes.dcm", "lesion", "", "0 0 9 9"),
+        ("none.dcm", "lesion", "", "none"),
+    ]
+    write_table(tmp_path / "labels.csv", [header, *rows])
+    data = '[data]\nkind = "dicom"\npath = "images"\nlabels = "labels.csv"\nframes_per_file = 3'
+    cohorts = load(write_site(tmp_path, data=data, more=TRAIN), mask_channels=1)
+    assert cohorts.table.quarantined == {"BAD_MASK": 2}
+    assert covered(cohorts) == [0, 0, 0]
+
+
+def test_a_mask_region_that_the_plan_has_not_is_no_mask(tmp_path: Path) -> None:
+    rows: list[tuple[object, ...]] = [("image", "patient", "label", "mask")]
+    for value in (0, 2, 3, 255):
+        write_png(tmp_path / f"images/{value}.png", eight_bit(value))
+        write_png(tmp_path / f"masks/{value}.png", np.full((40, 40), value, np.uint8))
+        rows.append((f"{value}.png", value, "lesion", f"masks/{value}.png"))
+    write_table(tmp_path / "labels.csv", rows)
+    config = picture_site(tmp_path, more=TRAIN)
+    assert load(config, mask_channels=2).table.quarantined == {"BAD_MASK": 2}
+    assert load(config, mask_channels=1).table.quarantined == {}
+
+
+@pytest.mark.parametrize("mask", ["a\0b", "x" * 300, "loop.png"])
+def test_a_mask_path_that_no_file_can_have_spoils_its_own_image_only(tmp_path: Path, mask: str) -> None:
+    for seed, name in enumerate("ab"):
+        write_png(tmp_path / f"images/{name}.png", eight_bit(seed))
+    write_png(tmp_path / "m.png", np.eye(40, dtype=np.uint8))
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    header = ("image", "patient", "label", "mask")
+    write_table(tmp_path / "labels.csv", [header, ("a.png", "A", "lesion", mask), ("b.png", "B", "lesion", "m.png")])
+    table = load(picture_site(tmp_path, more=TRAIN), strict=False, mask_channels=1).table
+    assert (table.taken, table.quarantined) == (1, {"BAD_MASK": 1})
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_for_people_and_empty_for_a_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("ab"):
+        write_png(tmp_path / f"images/{name}/1.png", eight_bit(seed))
+    header = ("image", "patient", "label")
+    write_table(tmp_path / "labels.csv", [header, ("a/1.png", "A", "lesion"), ("b/1.png", "B", "lesion")])
+    config, listed, entered = picture_site(tmp_path, more=TRAIN), os.scandir, Path.is_file
+
+    def refuse(path: Path) -> None:  # as for a user without the right, which these tests may run with
+        if path.is_relative_to(tmp_path / "images/b"):
+            raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(Path(path)) or listed(path))
+    with pytest.raises(SiteError, match="cannot be read .PermissionError."):
+        load(config)
+    assert load(config, strict=False).table.taken == 1
+    monkeypatch.setattr(os, "scandir", listed)  # the folder's names can be had, but not what is in it
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path) or entered(path))
+    with pytest.raises(SiteError, match="cannot be read .PermissionError."):
+        load(config)
+    assert load(config, strict=False).table.taken == 1
+
+
+def test_nih_boxes_of_a_name_that_two_images_have_are_drawn_on_neither(tmp_path: Path) -> None:
+    table = [("Image Index", "Finding Labels", "Patient ID")]
+    for seed, folder in enumerate(("anna", "berta")):
+        write_png(tmp_path / f"images/{folder}/1.png", eight_bit(seed))
+        table.append((f"{folder}/1.png", "Effusion", folder))
+    write_table(tmp_path / "labels.csv", table)
+    config = picture_site(tmp_path, data='layout = "nih"\nboxes = "boxes.csv"', more=TRAIN + NIH)
+    for named, expected in (("1.png", []), ("berta/1.png", [100])):
+        (tmp_path / "boxes.csv").write_text(f"Image Index,Finding Label,Bbox [x,y,w,h]\n{named},Effusion,5,5,10,10\n")
+        assert covered(load(config, strict=False, mask_channels=1)) == expected
 
 
 def test_the_nih_layout_with_its_boxes(tmp_path: Path) -> None:

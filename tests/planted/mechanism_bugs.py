@@ -6,20 +6,20 @@ Sources: Opacus's dcgan.py example (two forwards; fakes counted from the batch),
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ghostnet.audit.sensitivity import StepInput
-from ghostnet.cohort import Cohort
+from ghostnet.privacy import kernels
+from ghostnet.privacy.groups import Groups, ParameterGradient
 from ghostnet.privacy.mechanism import PatientGradients, Rows, join_rows, noised_sum, sample_patients
 from ghostnet.privacy.noise import Entropy
-from tests.privacy.networks import SmallDiscriminator, build_small
+from tests.privacy.networks import CancellingDiscriminator, SmallDiscriminator, build_small
 
 PHYSICAL_ROWS = 8
-STEPS = 2000  # of a run
-NOMINAL_PATIENTS, SAMPLING_RATE, FAKES = 100, 0.1, 8  # the plan's public numbers
 
 
 def row_loss(logits: Tensor, real: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def flat(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class Clean:
-    """The product's own step, sampler and public values: what each bug changes one piece of."""
+    """The product's own step and sampler: what each bug changes one piece of."""
 
     def __init__(self) -> None:
         self.discriminator: nn.Module = build_small()
@@ -93,15 +93,6 @@ class Clean:
     def sample(self, patients: int, sampling_rate: float, steps: int, entropy: Entropy) -> Sequence[Tensor]:
         """Sampled patients of each step."""
         return [sample_patients(patients, sampling_rate, entropy) for _ in range(steps)]
-
-    def public_values(self, cohort: Cohort) -> Mapping[str, object]:
-        """What is known outside: all of it from the plan."""
-        return {
-            "sampling_rate": SAMPLING_RATE,
-            "denominator": SAMPLING_RATE * NOMINAL_PATIENTS + FAKES,
-            "steps": STEPS,
-            "fakes": FAKES,
-        }
 
 
 class NoNoise(Clean):
@@ -175,6 +166,32 @@ def clip_rows(gradients: Tensor, clip_norm: float) -> Tensor:
     gradients = torch.where(gradients.isfinite().all(1, keepdim=True), gradients, 0.0).double()
     norms = gradients.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return gradients * (clip_norm / norms).clamp(max=1.0)
+
+
+class Cancelling(Clean):
+    """The product's step under a discriminator that is made to harm: some patients' rows cancel, huge as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = CancellingDiscriminator()
+
+
+class NoRoundingReserve(Cancelling):
+    """Measures a patient's summed gradient, and then sums all patients' rows anew."""
+
+    def clipped_sum(self, given: StepInput, clip_norm: float) -> Tensor:
+        """Right in exact arithmetic."""
+        with mock.patch.object(kernels, "outer_products", sums_rows_anew):
+            return super().clipped_sum(given, clip_norm)
+
+
+def sums_rows_anew(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
+    """As `groups.outer_products`, without what bounds the rows."""
+    per_row = g.transpose(1, 2) @ x  # (r, out, in)
+    return ParameterGradient(
+        squared_norm=groups.sum(per_row).square().sum((1, 2)),
+        weighted_sum=lambda factors: (g * factors[groups.ids, None, None]).flatten(0, 1).T @ x.flatten(0, 1),
+    )
 
 
 class NoClip(OwnGradients):
@@ -286,12 +303,3 @@ class OtherRate(Clean):
     def sample(self, patients: int, sampling_rate: float, steps: int, entropy: Entropy) -> Sequence[Tensor]:
         """Twice the rate."""
         return super().sample(patients, 2 * sampling_rate, steps, entropy)
-
-
-class PublicFromData(Clean):
-    """Sampling rate and denominator from len(dataset), as `PrivacyEngine.make_private` does."""
-
-    def public_values(self, cohort: Cohort) -> Mapping[str, object]:
-        """Both tell the number of patients."""
-        batch = SAMPLING_RATE * NOMINAL_PATIENTS
-        return {**super().public_values(cohort), "sampling_rate": batch / cohort.patients, "steps": STEPS}

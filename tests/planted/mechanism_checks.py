@@ -8,7 +8,6 @@ import torch
 from ghostnet.audit import conformance
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity, random_neighbours
-from ghostnet.cohort import Cohort
 from tests.entropy import SeededEntropy
 from tests.planted.mechanism_bugs import Clean
 
@@ -68,14 +67,8 @@ def sampling(step: Clean) -> Finding:
     )
 
 
-def public_values(step: Clean) -> Finding:
-    owners = torch.arange(12) // 3
-    cohort = Cohort(images=torch.zeros(12, 1, 8, 8), labels=owners % 2, owners=owners, patients=4)
-    return conformance.check_public_values(step.public_values, cohort)
-
-
 Check = Callable[[Clean], Finding]
 CHECKS: tuple[Check, ...] = (
     *(sensitivity, noise_scale, noise_freshness, definition),
-    *(network_apart, loss_apart, sampling, public_values),
+    *(network_apart, loss_apart, sampling),
 )

@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 from ghostnet.audit.findings import Finding
-from tests.planted import audit_builds, hospital_bugs
+from tests.planted import audit_builds, hospital_bugs, later_bugs
 from tests.planted import mechanism_bugs as bugs
 from tests.planted import mechanism_checks as checks
 from tests.planted.hospital_bugs import of_build, under
-from tests.planted.mechanism_bugs import Clean
+from tests.planted.mechanism_bugs import Clean, OwnGradients
 
 ASKED = (
     "no noise",
@@ -39,6 +39,12 @@ ASKED = (
     "NaN sigma from the server",
     "raw metrics in a message",
     "truncation not accounted",
+    "no rounding reserve",
+    "pooled share with noise sigma/n",
+    "mask used twice",
+    "perceptual release not charged",
+    "adaptive n_D asked about reals",
+    "gradient penalty at reals added after the noise",
 )
 """The bugs that the project promised to catch. A name goes only with the promise."""
 
@@ -60,16 +66,22 @@ class Planted:
     clean: Callable[[Path], Finding]
 
 
-def step(bug: str, build: Callable[[], Clean], check: checks.Check, caught_by: str) -> Planted:
-    """A bug of the private step: one piece of `Clean` overridden."""
+def step(
+    bug: str, build: Callable[[], Clean], check: checks.Check, caught_by: str, twin: type[Clean] = Clean
+) -> Planted:
+    """A bug of the private step: one piece of its twin overridden."""
     return Planted(
-        bug=bug, caught_by=caught_by, wrong=lambda folder: check(build()), clean=lambda folder: _clean_step(check)
+        bug=bug, caught_by=caught_by, wrong=lambda folder: check(build()), clean=lambda folder: _clean_step(check, twin)
     )
 
 
 @cache
-def _clean_step(check: checks.Check) -> Finding:
-    return check(Clean())
+def _clean_step(check: checks.Check, twin: type[Clean]) -> Finding:
+    return check(twin())
+
+
+def _after_the_noise(folder: Path) -> Finding:
+    return later_bugs.check_after_the_noise(audit_builds.HOSPITAL.train_round)
 
 
 MECHANISM = (
@@ -84,21 +96,29 @@ MECHANISM = (
     step("noise x 0.5", lambda: bugs.ScaledNoise(lambda g: 0.5), checks.noise_scale, "noise scale"),
     step("noise x 0.95", lambda: bugs.ScaledNoise(lambda g: 0.95), checks.noise_scale, "noise scale"),
     step("same noise each step", bugs.SameNoise, checks.noise_freshness, "noise freshness"),
-    step("no clip", bugs.NoClip, checks.sensitivity, "sensitivity"),
-    step("batch clip", bugs.BatchClip, checks.sensitivity, "sensitivity"),
-    step("image-level clip", bugs.ImageClip, checks.sensitivity, "sensitivity"),
-    step("image-level clip, by the definition", bugs.ImageClip, checks.definition, "definition"),
-    step("two forwards with fixed fakes", bugs.TwoForwards, checks.sensitivity, "sensitivity"),
+    step("no clip", bugs.NoClip, checks.sensitivity, "sensitivity", OwnGradients),
+    step("batch clip", bugs.BatchClip, checks.sensitivity, "sensitivity", OwnGradients),
+    step("image-level clip", bugs.ImageClip, checks.sensitivity, "sensitivity", OwnGradients),
+    step("image-level clip, by the definition", bugs.ImageClip, checks.definition, "definition", OwnGradients),
+    step("two forwards with fixed fakes", bugs.TwoForwards, checks.sensitivity, "sensitivity", OwnGradients),
     step("fakes sized by the real batch", bugs.FakesSizedByReals, checks.sensitivity, "sensitivity"),
-    step("minibatch-stddev", bugs.CoupledNetwork, checks.sensitivity, "sensitivity"),
-    step("minibatch-stddev, by its network", bugs.CoupledNetwork, checks.network_apart, "network keeps rows apart"),
-    step("relativistic loss", bugs.CoupledLoss, checks.sensitivity, "sensitivity"),
-    step("relativistic loss, by its formula", bugs.CoupledLoss, checks.loss_apart, "loss keeps rows apart"),
+    step("minibatch-stddev", bugs.CoupledNetwork, checks.sensitivity, "sensitivity", OwnGradients),
+    step(
+        "minibatch-stddev, by its network",
+        bugs.CoupledNetwork,
+        checks.network_apart,
+        "network keeps rows apart",
+        OwnGradients,
+    ),
+    step("relativistic loss", bugs.CoupledLoss, checks.sensitivity, "sensitivity", OwnGradients),
+    step(
+        "relativistic loss, by its formula", bugs.CoupledLoss, checks.loss_apart, "loss keeps rows apart", OwnGradients
+    ),
+    step("no rounding reserve", bugs.NoRoundingReserve, checks.sensitivity, "sensitivity", bugs.Cancelling),
     step("views by row position", bugs.ViewsByRow, checks.sensitivity, "sensitivity"),
     step("fakes' gradient dropped", bugs.FakesDropped, checks.definition, "definition"),
     step("shuffled batches", bugs.Shuffled, checks.sampling, "Poisson sampling"),
     step("another sampling rate", bugs.OtherRate, checks.sampling, "Poisson sampling"),
-    step("public values told from len(dataset)", bugs.PublicFromData, checks.public_values, "public values"),
 )
 
 ACCOUNTING = (
@@ -155,4 +175,37 @@ HOSPITAL = (
     ),
 )
 
-SUITE = (*MECHANISM, *ACCOUNTING, *HOSPITAL)
+LATER = (
+    Planted(
+        bug="pooled share with noise sigma/n",
+        caught_by="pooled noise",
+        wrong=under(later_bugs.noise_over_hospitals, later_bugs.check_pooled_noise),
+        clean=later_bugs.check_pooled_noise,
+    ),
+    Planted(
+        bug="mask used twice",
+        caught_by="masks of two steps",
+        wrong=under(later_bugs.mask_used_twice, later_bugs.check_masks_of_two_steps),
+        clean=later_bugs.check_masks_of_two_steps,
+    ),
+    Planted(
+        bug="perceptual release not charged",
+        caught_by="noise drawn as accounted",
+        wrong=of_build(later_bugs.check_noise_as_accounted, later_bugs.PERCEPTUAL_NOT_CHARGED),
+        clean=of_build(later_bugs.check_noise_as_accounted),
+    ),
+    Planted(
+        bug="adaptive n_D asked about reals",
+        caught_by="nothing private after the noise",
+        wrong=lambda folder: later_bugs.check_after_the_noise(later_bugs.asks_about_reals),
+        clean=_after_the_noise,
+    ),
+    Planted(
+        bug="gradient penalty at reals added after the noise",
+        caught_by="nothing private after the noise",
+        wrong=lambda folder: later_bugs.check_after_the_noise(later_bugs.penalises_at_reals),
+        clean=_after_the_noise,
+    ),
+)
+
+SUITE = (*MECHANISM, *ACCOUNTING, *HOSPITAL, *LATER)

@@ -35,6 +35,44 @@ def build_small(seed: int = 0) -> SmallDiscriminator:
         return SmallDiscriminator()
 
 
+@row_independent
+class CancellingDiscriminator(nn.Module):
+    """Finite weights that are made to harm: images x and -x give the head gradients that cancel, each of any size.
+
+    Linear without bias up to its head, which is all zero, so that every logit is 0 and no other layer has a gradient.
+    The `head` is a Linear with one or several outputs, or a Conv2d; `label_head` is there as in every discriminator.
+    """
+
+    def __init__(self, head: str = "linear") -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)  # (4, 4, 4)
+        self.label_head = nn.Embedding(2, 64)
+        self.head = {
+            "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False)),
+            "wide linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 48)),
+            "convolution over the image": lambda: nn.Conv2d(4, 1, 4, bias=False),
+            "convolution": lambda: nn.Conv2d(4, 16, 3, padding=1),
+            "dilated convolution": lambda: nn.Conv2d(4, 64, 2, dilation=2),
+            "positions": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(3), nn.Linear(16, 8)),
+            "group norm": lambda: nn.GroupNorm(2, 4),
+        }[head]()
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(self.body.weight[:, :, 1, 1], 2.0**20)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        features = self.body(images)  # (r, 4, 4, 4)
+        read = self.head(features).flatten(1)
+        weights = 1 + torch.arange(read.shape[1]) % 3
+        return read @ weights.to(read.dtype) + (self.label_head(labels) * features.flatten(1)).sum(dim=1)
+
+
+HEADS = (
+    *("linear", "wide linear", "convolution over the image", "convolution", "dilated convolution"),
+    *("positions", "group norm"),
+)
+
+
 def example_rows(sizes: list[int], fakes: int, *, seed: int = 0, scale: float = 1.0) -> Rows:
     """Random rows: one patient of each size, then fakes of one row."""
     generator = torch.Generator().manual_seed(seed)

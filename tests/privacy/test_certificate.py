@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -27,8 +28,10 @@ from ghostnet.privacy.certificate import (
     verify_sampler,
     write_certificate,
 )
-from ghostnet.privacy.claim import claim
-from ghostnet.privacy.statement import STATEMENT_KEYS
+from ghostnet.privacy.claim import claim, plan_events
+from ghostnet.privacy.events import PoissonGaussianSteps, coalition_events
+from ghostnet.privacy.statement import STATEMENT_KEYS, plan_epsilons
+from ghostnet.secure_sum import hospitals_sha256
 from tests.plans import tiny_plan
 
 SERVER = Ed25519PrivateKey.generate()
@@ -49,30 +52,50 @@ def plan(**privacy: Any) -> Plan:
     return replace(tiny, privacy=replace(tiny.privacy, noise_multiplier=3.0, **privacy))
 
 
-@pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published sampler's folder, as the coordinator writes it."""
-    folder = tmp_path_factory.mktemp("published") / "sampler"
+def publish(
+    folder: Path,
+    published: Plan,
+    *,
+    known: tuple[str, ...] = (),
+    public_images: dict[str, str] | None = None,
+) -> Path:
+    """Writes a sampler's folder as the coordinator does; pooled: `known` says how each hospital knew the keys."""
     folder.mkdir()
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     hashes = {name: file_sha256(folder / name) for name in FILES}
     weights = hashes["model.safetensors"]
+    hospitals = hospitals_sha256("run-1", {name: TRUSTED[name] for name in SITES})
     statements = [
-        site_statement(site=name, run_id="run-1", plan=plan(), weights_sha256=weights, ledger_head="c" * 64, key=key)
-        for name, key in SITES.items()
+        site_statement(
+            site=name,
+            run_id="run-1",
+            plan=published,
+            weights_sha256=weights,
+            ledger_head="c" * 64,
+            key=key,
+            masked_with={"hospitals_sha256": hospitals, "keys": known[i]} if known else None,
+        )
+        for i, (name, key) in enumerate(SITES.items())
     ]
     certificate = build_certificate(
-        plan=plan(),
+        plan=published,
         run_id="run-1",
         weights_sha256=weights,
         config_sha256=hashes["config.json"],
         statements=statements,
         server_key=SERVER,
         other_files={name: hashes[name] for name in ("README.md", "samples.png")},
+        public_images=public_images,
     )
     write_certificate(folder, certificate)
     return folder
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published sampler's folder."""
+    return publish(tmp_path_factory.mktemp("published") / "sampler", plan())
 
 
 @pytest.fixture
@@ -366,3 +389,115 @@ def test_no_certificate_is_made_from_statements_about_something_else() -> None:
             build_certificate(**{**build, **change}, statements=[statement], server_key=SERVER)
     with pytest.raises(VerifyError, match="no hospital has signed"):
         build_certificate(**build, statements=[], server_key=SERVER)
+
+
+# Pooled runs
+
+
+@cache
+def pooled(hospitals_per_patient: int = 1) -> Plan:
+    """The plan with two hospitals that add up one sum."""
+    federation = replace(
+        plan().federation, share="pooled", hospitals=2, min_hospitals=2, hospitals_per_patient=hospitals_per_patient
+    )
+    return replace(plan(), federation=federation, privacy=replace(plan().privacy, epsilon=20.0))
+
+
+def pooled_detail(folder: Path, **trusted: Any) -> str:
+    checks = verify_sampler(folder, **trusted)
+    assert failed(checks) == set()
+    return next(check.detail for check in checks if check.name == "pooled hospitals")
+
+
+def test_keys_of_first_use_are_said_with_the_sites_and_the_epsilon_that_holds(tmp_path: Path) -> None:
+    coalition = f"{claim(pooled()).epsilon_pld_coalition:.4f}"
+    mixed = publish(tmp_path / "mixed", pooled(), known=("pinned", "first use"))
+    detail = pooled_detail(mixed)
+    assert "south" in detail
+    assert "north" not in detail
+    assert "first use" in detail
+    assert coalition in detail
+    assert "first use" not in pooled_detail(mixed, trusted_keys=TRUSTED)
+    assert "first use" not in pooled_detail(publish(tmp_path / "pinned", pooled(), known=("pinned", "pinned")))
+
+
+@pytest.mark.parametrize(
+    "masked_with",
+    [{"keys": "known"}, {"keys": ""}, {"keys": None}, {"keys": ["pinned"]}, {"more": "pinned"}, {"keys": KeyError}],
+)
+def test_a_pooled_statement_says_how_keys_were_known_and_nothing_else(masked_with: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path / "sampler", pooled(), known=("pinned", "pinned"))
+
+    def change(certificate: dict[str, Any]) -> None:
+        statement = certificate["statements"][0]
+        statement["masked_with"].update(masked_with)
+        if masked_with.get("keys") is KeyError:
+            del statement["masked_with"]["keys"]
+        sign_again(statement, SITES["north"])
+
+    assert rewrite(folder, change, signer=SERVER) == {"pooled hospitals"}
+
+
+def test_a_coalitions_epsilon_of_another_machine_may_differ_in_its_last_digit_and_not_be_understated(
+    tmp_path: Path,
+) -> None:
+    folder = publish(tmp_path / "sampler", pooled(), known=("pinned", "pinned"))
+
+    def shift(by: float) -> set[str]:
+        def change(certificate: dict[str, Any]) -> None:
+            certificate["statements"][0]["epsilon_pld_coalition"] += by
+            sign_again(certificate["statements"][0], SITES["north"])
+
+        return rewrite(folder, change, signer=SERVER)
+
+    assert shift(1e-4) == set()
+    assert shift(-2e-4) == set()  # by 1e-4 below what is recomputed
+    assert shift(-0.01) == {"statement north: plan"}
+    assert shift(1.0) == set()
+
+
+def test_the_coalitions_epsilon_covers_a_patient_of_several_hospitals(tmp_path: Path) -> None:
+    one, two = plan_epsilons(pooled()), plan_epsilons(pooled(2))
+    name = "epsilon_pld_coalition_all_hospitals"
+    assert name not in one
+    assert two[name] > max(two["epsilon_pld_coalition"], two["epsilon_pld_all_hospitals"] - 1e-3)
+    steps = plan_events(pooled(2))[-1]
+    worst = coalition_events([steps], 2)[0]
+    assert isinstance(worst, PoissonGaussianSteps)
+    q, sigma = pooled().privacy.sampling_rate, pooled().privacy.noise_multiplier
+    assert worst.sampling_rate == pytest.approx(1 - (1 - q) ** 2)
+    assert worst.noise_multiplier == pytest.approx(sigma * math.sqrt(2 / 2) / 2)
+    assert coalition_events([steps]) == coalition_events([steps], 1)
+    folder = publish(tmp_path / "sampler", pooled(2), known=("first use", "first use"))
+    assert f"{two[name]:.4f} ({name})" in pooled_detail(folder)
+    assert rewrite(folder, lambda c: c.update({name: two["epsilon_pld_coalition"]}), signer=SERVER) == {"epsilon"}
+
+
+# Public images
+
+PUBLIC = {"source": "start.npz", "sha256": "ab" * 32}
+
+
+def with_public(named: str) -> Plan:
+    return replace(plan(), warm_start=replace(plan().warm_start, public=named))
+
+
+def test_public_images_are_named_as_the_plan_names_them(tmp_path: Path) -> None:
+    given = publish(tmp_path / "file", with_public("images/start.npz"), public_images=PUBLIC)
+    assert failed(verify_sampler(given)) == set()
+    drawn = publish(tmp_path / "drawn", with_public("procedural"), public_images={**PUBLIC, "source": "procedural"})
+    assert failed(verify_sampler(drawn)) == set()
+    for wrong in (
+        {**PUBLIC, "source": "procedural"},
+        {**PUBLIC, "source": "images/start.npz"},
+        {**PUBLIC, "sha256": "AB" * 32},
+        {**PUBLIC, "sha256": "ab" * 31},
+        {**PUBLIC, "sha256": "ab" * 32 + "\n"},
+        {**PUBLIC, "sha256": 7},
+        {**PUBLIC, "note": "anonymous"},
+        {"source": "start.npz"},
+        {},
+        "start.npz",
+        None,
+    ):
+        assert rewrite(given, lambda c, wrong=wrong: c.update(public_images=wrong), signer=SERVER) == {"mechanism"}

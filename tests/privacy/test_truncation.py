@@ -15,12 +15,15 @@ from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 from scipy import stats
 
-from client.policy import PolicySpec, check_patients, check_plan
+from client.config import load_site
+from client.policy import PolicySpec, check_declaration, check_plan
+from client.site import Site
 from ghostnet import protocol
 from ghostnet.audit.conformance import check_batch_sizes
 from ghostnet.audit.findings import Finding
 from ghostnet.cli.plan import plan_cost
-from ghostnet.errors import LedgerError, PlanError, PolicyError
+from ghostnet.errors import LedgerError, PlanError, PolicyError, SiteError
+from ghostnet.models import build_generator
 from ghostnet.plan import Plan, parse_plan, plan_from_dict
 from ghostnet.privacy.accounting import (
     accountants_agree,
@@ -43,9 +46,10 @@ from ghostnet.privacy.ledger import Ledger, verify_ledger
 from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.sampling import sample_patients, truncate_sample
 from ghostnet.privacy.statement import mechanism
+from ghostnet.weights import to_arrays
 from tests.entropy import SeededEntropy
 from tests.plans import TINY, tiny_plan, write_striped_npz
-from tests.planted.hospital_bugs import ask, hospital
+from tests.planted.hospital_bugs import RUN, ask, hospital
 
 DELTA = 1e-5
 Accountant = Callable[[Sequence[Event], float], float]
@@ -287,7 +291,9 @@ def test_the_plans_claim_check_and_certificate_tell_of_the_truncation() -> None:
     assert isinstance(event, TruncatedPoissonGaussianSteps)
     assert (event.truncate_batch, event.patients_at_most) == (5, 30)
     assert "5 patients stay" in claim(plan).sampling
-    assert "at most 30 patients" in mechanism(plan)["sampling"]
+    assert "declared at most 30 patients" in mechanism(plan)["sampling"]
+    assert any("more patients than it declared" in words for words in mechanism(plan)["not_covered"])
+    assert not any("declared" in words for words in mechanism(tiny_plan())["not_covered"])
     shown = plan_cost(plan)
     assert (shown["patients_kept_in_a_step"], shown["patients_at_most"]) == (5, 30)
     assert plan_cost(tiny_plan())["patients_kept_in_a_step"] == "all"
@@ -319,17 +325,27 @@ def test_a_ledger_counts_truncated_steps_and_recomputes_them(tmp_path: Path) -> 
     assert verify_ledger(tmp_path / "ledger.sqlite")[-1].fields["events"] == [event_to_dict(event)]
 
 
-def test_a_hospital_with_more_patients_than_the_bound_refuses_without_a_count() -> None:
+def declared(patients: object) -> PolicySpec:
+    """Limits that allow the truncated plans of these tests, with a declared bound."""
+    return PolicySpec(max_epsilon=50.0, delta=1e-5, patients_at_most=patients)  # type: ignore[arg-type]
+
+
+def test_a_truncated_plan_needs_a_declared_bound_of_at_most_its_own() -> None:
     plan = truncated_plan(bound=30)
-    check_patients(30, plan)
-    refusals = set()
-    for patients in (31, 4711):
-        with pytest.raises(PolicyError) as refused:
-            check_patients(patients, plan)
-        refusals.add(str(refused.value))
-    assert len(refusals) == 1
-    assert not any(character.isdigit() for character in refusals.pop().removeprefix("P15"))
-    check_patients(4711, tiny_plan())
+    for enough in (30, 29, 1):
+        check_plan(plan, declared(enough))
+    for bad in (0, 31, 10**9, -1, True, 20.0, math.nan, "20", None):
+        with pytest.raises(PolicyError, match="^P15: "):
+            check_plan(plan, declared(bad))
+    for any_number in (0, 4711):
+        check_plan(tiny_plan(), declared(any_number))
+
+
+def test_the_hospitals_people_are_told_when_they_have_declared_too_few() -> None:
+    check_declaration(30, declared(30))
+    check_declaration(4711, declared(0))
+    with pytest.raises(SiteError, match=r"31 patients .*patients_at_most = 30"):
+        check_declaration(31, declared(30))
 
 
 @pytest.mark.parametrize(
@@ -339,17 +355,57 @@ def test_half_of_a_truncation_is_refused_by_number_whoever_built_the_plan(keep: 
     plan = truncated_plan()
     asked = replace(plan, privacy=replace(plan.privacy, truncate_batch=keep, patients_at_most=bound))
     with pytest.raises(PolicyError, match="P15"):
-        check_plan(asked, PolicySpec(max_epsilon=50.0, delta=1e-5))
-    check_plan(plan, PolicySpec(max_epsilon=50.0, delta=1e-5))
+        check_plan(asked, declared(30))
+    check_plan(plan, declared(30))
 
 
-@pytest.mark.parametrize("patients", [20, 40])
-def test_the_coordinator_learns_the_number_of_the_refusal_and_no_count(patients: int, tmp_path: Path) -> None:
+def answers(folder: Path, *, patients: int, declaration: int, bound: int) -> list[object]:
+    """What a coordinator learns from a hospital of so many patients that it asks for a truncated run."""
+    site_file = hospital(folder)
+    site_file.write_text(site_file.read_text() + f"patients_at_most = {declaration}\n")
+    write_striped_npz(folder / "data.npz", patients=patients)
+    plan = resolve(truncated_plan(bound=bound))
+    outcomes: list[object] = []
+    released: dict[str, np.ndarray] = {}
+    for kind in (protocol.JOIN, protocol.WARM_START):
+        reply = ask(site_file, plan, kind)
+        if reply.has_error():
+            outcomes.append((kind, reply.error.code, reply.error.reason.rpartition(" ")[0]))
+            continue
+        released = {name: array.numpy() for r in reply.content.array_records.values() for name, array in r.items()}
+        outcomes.append((kind, sorted(reply.content), {name: array.shape for name, array in released.items()}))
+    weights = to_arrays(build_generator(plan))
+    mean = {protocol.RELEASED_MEAN: released.get(protocol.NOISED_SUM, np.zeros(1)) / np.float32(20)}
+    try:
+        trained = Site(load_site(site_file)).train(plan, RUN, 1, weights, mean)
+        outcomes.append({name: array.shape for name, array in trained.items()})
+    except PolicyError as refusal:
+        outcomes.append(str(refusal))
+    outcomes.append([entry.kind for entry in verify_ledger(folder / "ledger.sqlite")])
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("declaration", "bound", "refused"), [(20, 30, False), (20, 20, False), (20, 19, True), (0, 10**6, True)]
+)
+def test_the_number_of_patients_decides_nothing_that_a_coordinator_sees(
+    declaration: int, bound: int, refused: bool, tmp_path: Path
+) -> None:
+    few = answers(tmp_path / "few", patients=10, declaration=declaration, bound=bound)
+    many = answers(tmp_path / "many", patients=60, declaration=declaration, bound=bound)
+    assert few == many
+    assert ("P15" in str(few)) is refused
+    assert ("reserve" in few[-1]) is not refused
+
+
+def test_a_hospital_of_more_patients_than_it_declared_is_told_when_it_prepares(tmp_path: Path) -> None:
     site_file = hospital(tmp_path)
-    write_striped_npz(tmp_path / "data.npz", patients=patients)
-    plan = resolve(truncated_plan(bound=10))
-    assert not ask(site_file, plan, protocol.JOIN).has_error()
-    reply = ask(site_file, plan, protocol.WARM_START)
-    sentence, _, identifier = reply.error.reason.rpartition(" ")
-    assert sentence == "the hospital refused the request [P15]; its log has the reason under"
-    assert str(patients) not in (tmp_path / "site.log").read_text().partition(identifier)[2].splitlines()[0]
+    text = site_file.read_text()
+    for declaration, fits in ((0, True), (100, True), (5, False)):
+        site_file.write_text(text + f"patients_at_most = {declaration}\n")
+        site = Site(load_site(site_file))
+        if fits:
+            site.prepare(tiny_plan().image)
+        else:
+            with pytest.raises(SiteError, match="patients_at_most = 5"):
+                site.prepare(tiny_plan().image)
