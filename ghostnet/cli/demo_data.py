@@ -32,7 +32,7 @@ from ghostnet.progress import Progress, silent
 
 SIZE = 256  # px
 BURNED_SHARE = 0.1  # of the images carry name and birth date in their pixels
-IMAGES_A_PATIENT = (0.60, 0.25, 0.10, 0.05)  # share of patients with 1, 2, 3 and 4 images
+IMAGES_A_PATIENT = (0.80, 0.14, 0.04, 0.02)  # share of patients with 1, 2, 3 and 4 images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def write_hospitals(
     folder: Path,
     *,
     hospitals: int = 3,
-    patients: Sequence[int] = (160, 140, 120),
+    patients: Sequence[int] = (115, 105, 95),
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Path]:
