@@ -52,7 +52,7 @@ learning_rate_generator = 5e-5
 
 [federation]
 rounds = 2
-patients = 52
+patients = 36
 min_hospitals = 3
 
 [utility]

@@ -102,7 +102,7 @@ def write_hospitals(
     folder: Path,
     *,
     hospitals: int = 3,
-    patients: Sequence[int] = (75, 70, 65),
+    patients: Sequence[int] = (50, 46, 42),
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Path]:
