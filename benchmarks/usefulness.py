@@ -3,6 +3,7 @@
     python -m benchmarks.usefulness                          # lists the rows
     python -m benchmarks.usefulness mnist-eps1 --data ../shared/data [--seeds 0,1,2] [--out runs/usefulness]
     python -m benchmarks.usefulness --table [--json]         # the table of all that is done
+    python -m benchmarks.usefulness skin --classes           # class by class
 
 A row is a shipped plan with a few keys changed (benchmarks/usefulness.toml), so two rows of a comparison differ in
 exactly the keys that they name. Each seed is one `ghostnet simulate` in a process of its own, in OUT/ROW/SEED; a run
@@ -31,7 +32,7 @@ from ghostnet.privacy.claim import resolve
 
 ROWS_FILE = Path(__file__).with_suffix(".toml")
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
-FIGURES = ("auc_exact", "accuracy_exact", "auc_real", "accuracy_real")
+FIGURES = ("auc_exact", "macro_auc_exact", "accuracy_exact", "auc_real", "macro_auc_real", "accuracy_real")
 LIKENESS = ("frechet", "kernel", "precision", "recall", "real_frechet")
 
 
@@ -67,11 +68,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="public seeds, separated by commas")
     parser.add_argument("--table", action="store_true", help="print the table of what is done, as Markdown")
     parser.add_argument("--json", action="store_true", help="with --table: print JSON")
+    parser.add_argument("--classes", action="store_true", help="print what is done of the rows named, class by class")
     arguments = parser.parse_args()
     rows = read_rows()
     unknown = [name for name in arguments.rows if name not in rows]
     if unknown:
         parser.error(f"no row {unknown[0]!r} in {ROWS_FILE}; choose from: {', '.join(rows)}")
+    if arguments.classes:
+        print("\n\n".join(class_table(name, arguments.out) for name in arguments.rows))
+        return
     for name in arguments.rows:
         for seed in arguments.seeds.split(","):
             run_row(rows[name], arguments.out / name / seed, int(seed), arguments.data)
@@ -133,8 +138,7 @@ def collect(rows: dict[str, Row], out: Path) -> list[dict[str, Any]]:
     """Every row of which at least one seed is done: mean, spread and number of seeds of each figure."""
     done = []
     for name, row in rows.items():
-        results = [json.loads(path.read_text()) for path in sorted((out / name).glob("*/result.json"))]
-        if results:
+        if results := _results(out / name):
             known = {key for result in results for key in result}
             figures = {key: _summary([r[key] for r in results if key in r]) for key in (*FIGURES, *LIKENESS, "wall_s")
                        if key in known}  # fmt: skip
@@ -150,13 +154,13 @@ def table(done: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in done:
-        real = " / ".join(_shown(entry.get(f"{metric}_real")) for metric in ("auc", "accuracy"))
+        real = f"{_shown(_auc(entry, 'real'))} / {_shown(entry.get('accuracy_real'))}"
         cells = [
             f"`{entry['row']}`",
             entry["says"],
             f"{entry['epsilon_pld']:.3g}",
             str(entry["seeds"]),
-            _shown(entry.get("auc_exact")),
+            _shown(_auc(entry, "exact")),
             _shown(entry.get("accuracy_exact")),
             real,
             f"{_shown(entry.get('frechet'))} ({_shown(entry.get('real_frechet'))})",
@@ -165,6 +169,31 @@ def table(done: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def class_table(row: str, out: Path) -> str:
+    """Markdown: AUC (one class against the rest) and recall of each class, synthetic and real, over the seeds done."""
+    results = _results(out / row)
+    classes = [key.removeprefix("auc_exact of ") for key in (results or [{}])[0] if key.startswith("auc_exact of ")]
+    lines = [
+        f"| `{row}`, {len(results)} seeds | AUC | recall | AUC, real images | recall, real images |",
+        "|---|---|---|---|---|",
+    ]
+    for name in classes:
+        keys = [f"{metric}_{kind} of {name}" for kind in ("exact", "real") for metric in ("auc", "recall")]
+        known = [[result[key] for result in results if key in result] for key in keys]
+        lines.append(f"| {name} | " + " | ".join(_shown(_summary(k) if k else None) for k in known) + " |")
+    return "\n".join(lines)
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+
+
+def _auc(entry: dict[str, Any], kind: str) -> dict[str, float] | None:
+    """Of two classes the AUC; of more the mean of each against the rest."""
+    figure: dict[str, float] | None = entry.get(f"auc_{kind}", entry.get(f"macro_auc_{kind}"))
+    return figure
 
 
 def _summary(values: Sequence[float]) -> dict[str, float]:

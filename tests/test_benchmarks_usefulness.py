@@ -50,3 +50,19 @@ def test_the_table_shows_mean_and_spread_of_what_is_done_and_a_done_seed_is_not_
     assert [entry["row"] for entry in done] == [name]
     assert done[0]["accuracy_exact"] == pytest.approx({"mean": 0.92, "spread": 0.02})
     assert "| 0.920 ± 0.020 |" in usefulness.table(done)
+
+
+def test_classes_are_shown_one_by_one_and_several_classes_by_their_mean_auc(tmp_path: Path) -> None:
+    folder = tmp_path / "skin" / "0"
+    folder.mkdir(parents=True)
+    result = {"wall_s": 60.0, "epsilon_pld": 8.0, "macro_auc_exact": 0.71, "macro_auc_real": 0.85}
+    result |= {
+        "accuracy_exact": 0.5,
+        "auc_exact of mel": 0.66,
+        "recall_exact of mel": 0.4,
+        "auc_real of mel": 0.8,
+        "recall_real of mel": 0.6,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    assert "| 0.710 | 0.500 | 0.850 / - |" in usefulness.table(usefulness.collect(ROWS, tmp_path))
+    assert "| mel | 0.660 | 0.400 | 0.800 | 0.600 |" in usefulness.class_table("skin", tmp_path)
