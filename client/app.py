@@ -37,9 +37,7 @@ _SITES: dict[Path, tuple[tuple[SiteConfig, Progress], Site]] = {}
 Handler = Callable[[Site, Plan, str, Message], RecordDict]
 
 
-def build_app(
-    *, sites: Sequence[Path] = (), progress: Progress = silent, keep_ledger_open: bool = False
-) -> ClientApp:
+def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent, keep_ledger_open: bool = False) -> ClientApp:
     """The ClientApp of a hospital.
 
     Args:
@@ -96,9 +94,7 @@ def _train(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
     weights = site.train(
         plan, run_id, server_round, _arrays(message, protocol.ARRAYS), _arrays(message, protocol.PUBLIC)
     )
-    return _with_head(
-        site, {protocol.ARRAYS: _record(weights), protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0})}
-    )
+    return _with_head(site, {protocol.ARRAYS: _record(weights), protocol.METRICS: MetricRecord({protocol.WEIGHT: 1.0})})
 
 
 def _step(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:

@@ -73,9 +73,7 @@ class Site:
         Not covered: the same patient at another hospital (see certificate.py).
     """
 
-    def __init__(
-        self, config: SiteConfig, *, progress: Progress = silent, keep_ledger_open: bool = False
-    ) -> None:
+    def __init__(self, config: SiteConfig, *, progress: Progress = silent, keep_ledger_open: bool = False) -> None:
         self.config = config
         self._keep_ledger_open = keep_ledger_open
         self._progress = progress

@@ -144,9 +144,7 @@ def class_signal(patients: Sequence[int], classes: int, warm_mu: float, numbers:
     return sum(patients) / classes * warm_mu / math.sqrt(len(patients) * numbers)
 
 
-def _features(
-    patients: Sequence[int], classes: int, warm_mu: float, side: int, channels: int
-) -> tuple[int, float]:
+def _features(patients: Sequence[int], classes: int, warm_mu: float, side: int, channels: int) -> tuple[int, float]:
     """The most random features whose class signal is still enough, or the fewest; and that signal."""
     for features in FEATURES:
         signal = class_signal(patients, classes, warm_mu, features + channels * side**2)

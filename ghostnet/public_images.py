@@ -72,9 +72,7 @@ def load_public(plan: Plan, beside: Path) -> PublicImages:
             f'file with images and labels, or "{PROCEDURAL}"'
         ) from None
     images, labels = _fitted(columns, plan, path.name)
-    return PublicImages(
-        images=images, labels=labels, source=path.name, sha256=hashlib.sha256(content).hexdigest()
-    )
+    return PublicImages(images=images, labels=labels, source=path.name, sha256=hashlib.sha256(content).hexdigest())
 
 
 def fit_public(generator: nn.Module, public: PublicImages, plan: Plan, progress: Progress = silent) -> None:

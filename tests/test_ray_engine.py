@@ -18,9 +18,7 @@ def test_ray_ends_with_the_same_files_as_the_embedded_engine(tmp_path: Path) -> 
     (tmp_path / "plan.toml").write_text(tiny_plan_text())
     for engine in ("embedded", "ray"):
         out = tmp_path / engine
-        ghostnet(
-            "simulate", tmp_path / "plan.toml", "--data", data, "--sites", 2, "--engine", engine, "--out", out
-        )
+        ghostnet("simulate", tmp_path / "plan.toml", "--data", data, "--sites", 2, "--engine", engine, "--out", out)
         assert all(check.passed for check in verify_sampler(out / "sampler"))
     assert _files(tmp_path / "embedded") == _files(tmp_path / "ray")
 

@@ -116,9 +116,7 @@ class PacsFiles:
         except (OSError, ValueError):
             return False
         known = self.withdrawn.hashes
-        return first == rules and all(
-            name in known or (is_uid(name) and self.has(study, name)) for name in instances
-        )
+        return first == rules and all(name in known or (is_uid(name) and self.has(study, name)) for name in instances)
 
     def mark_complete(self, study: str, rules: str, instances: Iterable[str]) -> None:
         """Notes that a study need not be asked for again under the same rules."""

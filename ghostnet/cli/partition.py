@@ -115,8 +115,7 @@ def _check_spread(patients: np.ndarray, site_of_row: np.ndarray, most: int) -> N
     spread = int(np.bincount(pairs[0]).max())
     if spread > most:
         raise DataError(
-            f"a patient is at {spread} hospitals, the plan counts with {most}; "
-            "raise [federation].hospitals_per_patient"
+            f"a patient is at {spread} hospitals, the plan counts with {most}; raise [federation].hospitals_per_patient"
         )
 
 
