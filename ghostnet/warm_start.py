@@ -29,6 +29,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ghostnet.cohort import Cohort
 from ghostnet.errors import FederationError
+from ghostnet.losses import class_distance
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
 
@@ -158,10 +159,7 @@ def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:
 
 
 def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Feature matching to the release: squared distance of class means, averaged over the classes drawn.
-
-    An unbiased estimate: the distance that a finite batch has from its own expectation is taken out, so that a
-    generator gains nothing by drawing less varied images. It can be slightly negative for that reason.
+    """Feature matching to the release: squared distance of class means, unbiased (`losses.class_distance`).
 
     Args:
         images: float (b, planes, h, w) fakes, in the plan's range.
@@ -172,18 +170,8 @@ def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: to
     Returns:
         Scalar. Reads only public and released values.
     """
-    target = class_means(released_mean, plan)
     vectors = embed_images(images, plan)[:, :-1]  # (b, block - 1)
-    one_hot = nn.functional.one_hot(labels, len(target.shares)).to(vectors.dtype)  # (b, labels)
-    counts = one_hot.sum(0)  # (labels,)
-    sums = one_hot.T @ vectors  # (labels, block - 1)
-    own = one_hot.T @ vectors.square().sum(1)  # (labels,) sum of squared norms
-    pairs = (counts * (counts - 1)).clamp(min=1)
-    square = (sums.square().sum(1) - own) / pairs  # E<v, v'> over pairs of different fakes
-    cross = (sums * target.means.to(sums)).sum(1) / counts.clamp(min=1)
-    distance = square - 2 * cross + target.means.to(sums).square().sum(1)
-    enough = counts > 1  # (labels,) a single fake has no pair
-    return (distance * enough).sum() / enough.sum().clamp(min=1)
+    return class_distance(vectors, labels, class_means(released_mean, plan).means.to(vectors))
 
 
 def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
