@@ -28,7 +28,7 @@ from ghostnet.public_images import PublicImages, fit_public, load_public
 from ghostnet.utility import classification
 from ghostnet.utility.synthetic import train_on_synthetic
 from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair, to_arrays
-from server.checkpoint import Checkpoint
+from server.checkpoint import RELEASED, Checkpoint
 from server.conversation import Conversation, Hospital, from_record, sum_replies, to_record
 from server.pooled import train_pooled
 from server.publish import Outcome, publish
@@ -103,7 +103,7 @@ def coordinate(
             if public is not None:
                 fit_public(generator, public, plan, progress)
             warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
-        checkpoint.save("released", {protocol.RELEASED_MEAN: released_mean})
+        checkpoint.save(RELEASED, {protocol.RELEASED_MEAN: released_mean})
         checkpoint.note(conversation.hospitals.values())  # who contributed, before what they contributed to
         checkpoint.save_round(0, to_arrays(generator))
 
@@ -114,7 +114,7 @@ def coordinate(
     # Finish: usefulness as noised counts, and a signed statement from each hospital.
     generator = _published(generator, plan, checkpoint)
     final = to_arrays(generator)
-    drawn = warm_start.with_released_prior(plan, _released_mean(checkpoint))  # as the sampler draws
+    drawn = warm_start.with_released_prior(plan, checkpoint.released_mean)  # as the sampler draws
     with checkpoint.timed("train the report's classifier"):
         classifier, edges = _classifier(generator, drawn, progress)
     noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
@@ -148,11 +148,6 @@ def _published(generator: torch.nn.Module, plan: Plan, checkpoint: Checkpoint) -
     return Mixture(members)
 
 
-def _released_mean(checkpoint: Checkpoint) -> torch.Tensor | None:
-    released = checkpoint.arrays.get("released", {}).get(protocol.RELEASED_MEAN)
-    return None if released is None else torch.from_numpy(np.array(released))
-
-
 def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:
     reasons: list[str] = []
     replies = conversation.ask(protocol.WARM_START, conversation.hospitals, refused=reasons)
@@ -174,7 +169,7 @@ def _train(
         load_arrays(discriminator, kept)
     strategy = CheckedStrategy(
         conversation,
-        checkpoint.arrays.get("released", {}),
+        checkpoint.released,
         rounds_done,
         statistics=[name for name, _ in generator.named_buffers()],
         optimizer_state=checkpoint.optimizer,

@@ -18,14 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import tomli_w
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
+from ghostnet import protocol
 from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.weights import Arrays, split_pair
 from server.conversation import Hospital, Known, Timing
+
+RELEASED = "released"
+"""Name under which the warm start's release is saved."""
 
 _ROUND, _NUMBER = "round", "rounds_done"
 _MEMBER = "member-"
@@ -86,6 +91,17 @@ class Checkpoint:
     def key(self) -> Ed25519PrivateKey:
         """The coordinator's signing key of this run."""
         return keys.load_or_create_key(self.out / "server" / "server.key")
+
+    @property
+    def released(self) -> Arrays:
+        """What the hospitals released in the warm start, as it is sent on; empty without one."""
+        return self.arrays.get(RELEASED, {})
+
+    @property
+    def released_mean(self) -> torch.Tensor | None:
+        """The warm start's mean, (embedding_size,); None without one."""
+        mean = self.released.get(protocol.RELEASED_MEAN)
+        return None if mean is None else torch.from_numpy(np.array(mean))
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Keeps released arrays under a name."""

@@ -59,9 +59,7 @@ def train_pooled(
     steps.discriminator = state.discriminator
     if checkpoint.rounds_done:
         state.load_state(steps.folder / f"round-{checkpoint.rounds_done}.safetensors")
-    released = checkpoint.arrays.get("released", {}).get(protocol.RELEASED_MEAN)
-    released_mean = None if released is None else torch.from_numpy(np.array(released))
-    drawn = warm_start.with_released_prior(plan, released_mean)
+    drawn = warm_start.with_released_prior(plan, checkpoint.released_mean)
     for number in range(checkpoint.rounds_done + 1, plan.federation.rounds + 1):
         first = sum(plan.round_steps(earlier) for earlier in range(1, number))
         load_arrays(state.generator, to_arrays(generator))
@@ -73,7 +71,7 @@ def train_pooled(
             drawn,
             first_step=first,
             steps=plan.round_steps(number),
-            released_mean=released_mean,
+            released_mean=checkpoint.released_mean,
             entropy=SystemEntropy(),
             progress=progress,
             add_noise=steps.add_total,
