@@ -16,7 +16,6 @@ import os
 import queue
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-import client
-import ghostnet
 from client.deidentify.headers import record_from_dict
 from client.intake.frames import LONGEST_IDENTIFIER, MOST_IDENTIFIERS
+from client.intake.process import start_process
 from client.intake.quarantine import Code, Refused
 from client.intake.task import THUMBNAIL_SIDE, Limits, Prepared, Settings, Task
 from client.intake.worker import FRAME, task_to_dict
@@ -46,7 +44,9 @@ _MOST_JSON = (1 << 16) + 8 * MOST_IDENTIFIERS * LONGEST_IDENTIFIER
 _MOST_LISTED = 1 << 26  # bytes of the paths in a DICOMDIR
 _MEGABYTE = 1 << 20
 _FILES_WORTH_A_WORKER = 8  # a worker's imports cost as much as a few files
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_ONE_THREAD = {  # a worker, because there is a worker a core
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
+}
 # A decoder that fell over in a used worker may have been tripped by the file before it.
 _WORTH_A_FRESH_WORKER = (Code.CRASHED, Code.MEMORY)
 
@@ -261,15 +261,7 @@ class _Worker:
     def _start(self) -> None:
         if self._retired:
             raise SiteError("the intake was stopped; start it again")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-B", "-m", "client.intake.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        self._process = start_process("client.intake.worker", _ONE_THREAD)
         try:
             settings = None if self._settings is None else asdict(self._settings)
             self._write({"settings": settings, "limits": asdict(self._limits)})
@@ -373,11 +365,3 @@ def _list_of(kind: type[Item], values: object, least: int, most: int) -> tuple[I
     if not isinstance(values, list) or not least <= len(values) <= most or any(type(v) is not kind for v in values):
         raise _Nonsense
     return tuple(values)
-
-
-def _environment() -> dict[str, str]:
-    """Little is passed on; one thread a worker, because there is a worker a core."""
-    here = [str(Path(str(package.__file__)).parent.parent) for package in (client, ghostnet)]
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
-    return kept | threads | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(here + [p for p in sys.path if p]))}

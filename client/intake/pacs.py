@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import client
-import ghostnet
 from client.intake.pacs_config import PacsSpec, read_credentials
 from client.intake.pacs_faults import EXPLAINED, Fault
 from client.intake.pacs_files import NOBODY, PacsFiles, Withdrawn, is_uid
+from client.intake.process import start_process
 from client.intake.retrieval import PHASES, is_here, rules_of
 from ghostnet.errors import DataError, MissingDependencyError, SiteError
 from ghostnet.progress import Progress
 
 _MOST_LINE = 1 << 26  # a period may hold a million studies
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +110,7 @@ def _by_study(wanted: Sequence[str], *, strict: bool) -> dict[str, frozenset[str
 
 
 def _run(request: Mapping[str, Any], spec: PacsSpec, progress: Progress) -> Fetched:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-B", "-m", "client.intake.pacs_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=_environment(),
-        cwd="/",
-        start_new_session=True,  # Ctrl-C is the parent's to handle
-    )
+    process = start_process("client.intake.pacs_worker", {})
     try:
         if process.stdin is None or process.stdout is None:
             raise SiteError(_said(spec, Fault.CRASHED))
@@ -154,13 +142,6 @@ def _listen(answers: IO[bytes], spec: PacsSpec, progress: Progress) -> Fetched:
         else:
             raise SiteError(_said(spec, Fault(message["fault"])))
     raise SiteError(_said(spec, Fault.CRASHED))
-
-
-def _environment() -> dict[str, str]:
-    """Little is passed on; no proxy and no authorities of the person who starts it."""
-    here = [str(Path(str(package.__file__)).parent.parent) for package in (client, ghostnet)]
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(here + [path for path in sys.path if path]))}
 
 
 def _said(spec: PacsSpec, fault: Fault) -> str:

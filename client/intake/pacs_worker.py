@@ -7,11 +7,8 @@ goes to /dev/null, whatever they raise becomes a cause from a closed list, and m
 from __future__ import annotations
 
 import json
-import logging
 import os
-import resource
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, BinaryIO
 from client.intake.pacs_config import PacsSpec
 from client.intake.pacs_faults import Fault, PacsFault
 from client.intake.pacs_files import PacsFiles, Withdrawn
+from client.intake.process import limit, silence
 from client.intake.retrieval import PHASES, Archive, Counts, Wanted, fetch
 from ghostnet.errors import SiteError
 from ghostnet.tables import read_table
@@ -30,13 +28,16 @@ _COPIES = 3  # of one file in memory, at most: a data set grows by doubling
 
 def main() -> None:
     """Fetches what the request on stdin names; says where it is, and how it ended, on what was stdout."""
-    send = _silence()
+    send = _sender(silence())
     request = json.loads(sys.stdin.buffer.readline())
     spec = read_table(PacsSpec, request["spec"], source="worker", error=SiteError)
     wanted = request["wanted"] and {study: frozenset(only) for study, only in request["wanted"].items()}
     try:
         archive = _archive(spec, request["credentials"])
-        _limit(spec)
+        limit(
+            memory_bytes=_COPIES * spec.file_bytes + _MEMORY_BEYOND_FILES,
+            file_bytes=max(spec.file_bytes, 1 << 24),  # lists of a study's images are files too
+        )
         counts = _fetch(archive, wanted, spec, _files(request, spec), send)
     except ImportError as error:
         send({"missing": error.name or "that speaks to a PACS"})
@@ -92,14 +93,8 @@ def _archive(spec: PacsSpec, credentials: str) -> Archive:
     return Dimse(spec)
 
 
-def _silence() -> Callable[[dict[str, Any]], None]:
-    """Keeps stdout for what is sent to the parent alone; without a parent, the process ends."""
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
+def _sender(answers: BinaryIO) -> Callable[[dict[str, Any]], None]:
+    """What sends a message to the parent; without a parent, the process ends."""
 
     def send(message: dict[str, Any]) -> None:
         try:
@@ -109,17 +104,6 @@ def _silence() -> Callable[[dict[str, Any]], None]:
             os._exit(1)
 
     return send
-
-
-def _limit(spec: PacsSpec) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = max(spec.file_bytes, 1 << 24)  # lists of a study's images are files too
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        idle = int(statm.read_text().split()[0]) * resource.getpagesize()
-        memory = idle + _COPIES * spec.file_bytes + _MEMORY_BEYOND_FILES
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 if __name__ == "__main__":

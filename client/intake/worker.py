@@ -8,19 +8,17 @@ code, it can write no file and leave no core, and it dies at its time limit even
 from __future__ import annotations
 
 import json
-import logging
 import os
-import resource
 import signal
 import struct
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from client.intake.confinement import confine
+from client.intake.process import limit, silence
 from client.intake.quarantine import Code, Refused
 from client.intake.task import Limits, Settings, Task
 from ghostnet.errors import GhostNetError, MissingDependencyError, SiteError
@@ -35,7 +33,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 def main() -> None:
     """Serves until stdin closes."""
-    replies = _silence()
+    replies = silence()
     confine()
     requests = sys.stdin.buffer
     try:
@@ -49,7 +47,7 @@ def main() -> None:
     except GhostNetError as error:  # our own words: no file was opened yet
         _send(replies, {"missing" if isinstance(error, MissingDependencyError) else "unfit": str(error)})
         return
-    _limit(limits.memory_bytes)
+    limit(memory_bytes=limits.memory_bytes, file_bytes=0)
     _send(replies, {"ready": True})
     for line in requests:
         request = json.loads(line)
@@ -129,26 +127,6 @@ def _coded(answer: Callable[[dict[str, Any]], Answer], request: dict[str, Any]) 
         return {"code": Code.MEMORY.value}, b""
     except BaseException:  # noqa: BLE001 - decoders raise anything, Rust panics included, and the text may be PHI
         return {"code": Code.DECODE.value}, b""
-
-
-def _silence() -> BinaryIO:
-    """Keeps stdout for replies alone; prints, warnings and logs of libraries, C ones too, go to /dev/null."""
-    replies = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    return replies
-
-
-def _limit(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        idle = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (idle + memory_bytes, idle + memory_bytes))
 
 
 def _send(replies: BinaryIO, header: dict[str, Any], body: bytes = b"") -> None:
