@@ -37,12 +37,15 @@ __all__ = [
     "RowLoss",
     "Rows",
     "check_discriminator",
+    "check_step",
     "choose_rows",
+    "clip_factors",
     "join_rows",
     "noised_sum",
     "row_independent",
     "sample_patients",
     "truncate_sample",
+    "whole_groups",
 ]
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -115,6 +118,19 @@ def join_rows(
     )
 
 
+def check_step(discriminator: nn.Module, *, clip_norm: float, physical_rows: int) -> None:
+    """Refuses what a clipped sum could not be computed with; before each, for a module can be changed at any time.
+
+    Raises:
+        PlanError: the discriminator cannot be trained privately (`check_discriminator`), or a number is out of range.
+    """
+    if not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise PlanError(f"clip_norm = {clip_norm} is not a finite number > 0; set [privacy].clip_norm in plan.toml")
+    if physical_rows < 1:
+        raise PlanError(f"physical_rows = {physical_rows} is less than 1; set it in [training] of plan.toml")
+    check_discriminator(discriminator)
+
+
 class PatientGradients:
     """Sums of clipped per-patient gradients of one discriminator.
 
@@ -149,11 +165,7 @@ class PatientGradients:
             counts as zero. Assumes: the fakes are chosen without looking at the reals. Not covered: rounding of the
             float32 arithmetic, measured below 1e-5 of clip_norm.
         """
-        if not (math.isfinite(clip_norm) and clip_norm > 0):
-            raise PlanError(f"clip_norm = {clip_norm} is not a finite number > 0; set [privacy].clip_norm in plan.toml")
-        if physical_rows < 1:
-            raise PlanError(f"physical_rows = {physical_rows} is less than 1; set it in [training] of plan.toml")
-        check_discriminator(self._discriminator)  # again: a module can be changed after construction
+        check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
         total: dict[str, Tensor] = {}
         clipped_batch = _ENGINES[self._engine]
         for batch in _physical_batches(rows, physical_rows):
@@ -199,27 +211,28 @@ def noised_sum(
     return {name: add_gaussian(value, std=std, entropy=entropy) for name, value in clipped_sum.items()}
 
 
-def _physical_batches(rows: Rows, physical_rows: int) -> Iterator[Rows]:
-    """Cuts rows into runs of whole groups, each of at most `physical_rows` rows where its groups allow."""
-    sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
+def whole_groups(sizes: list[int], most_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Runs of whole groups, each of at most `most_rows` rows where its groups allow: (their rows, their ids)."""
     first_row = first_group = row = 0
     for group, size in enumerate(sizes):
-        if row > first_row and row + size - first_row > physical_rows:
-            yield _slice(rows, first_row, row, first_group, group)
+        if row > first_row and row + size - first_row > most_rows:
+            yield slice(first_row, row), slice(first_group, group)
             first_row, first_group = row, group
         row += size
     if row > first_row:
-        yield _slice(rows, first_row, row, first_group, rows.group_count)
+        yield slice(first_row, row), slice(first_group, len(sizes))
 
 
-def _slice(rows: Rows, start: int, stop: int, first_group: int, last_group: int) -> Rows:
-    return Rows(
-        images=rows.images[start:stop],
-        labels=rows.labels[start:stop],
-        groups=rows.groups[start:stop] - first_group,
-        real=rows.real[start:stop],
-        group_count=last_group - first_group,
-    )
+def _physical_batches(rows: Rows, physical_rows: int) -> Iterator[Rows]:
+    sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
+    for chosen, groups in whole_groups(sizes, physical_rows):
+        yield Rows(
+            images=rows.images[chosen],
+            labels=rows.labels[chosen],
+            groups=rows.groups[chosen] - groups.start,
+            real=rows.real[chosen],
+            group_count=groups.stop - groups.start,
+        )
 
 
 def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
@@ -233,7 +246,7 @@ def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
     return losses / torch.bincount(rows.groups, minlength=rows.group_count)[rows.groups]
 
 
-def _clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
+def clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
     """(factor of each group (p,), whether its norm is finite (p,)); a group that is not counts as zero."""
     finite = norm.isfinite()
     return torch.where(finite, (clip_norm / norm).clamp(max=1.0), 0.0), finite  # C/0 = inf, clamped to 1
@@ -244,7 +257,7 @@ def _clipped_by_kernels(discriminator: nn.Module, rows: Rows, row_loss: RowLoss,
     groups = Groups(ids=rows.groups, sizes=tuple(torch.bincount(rows.groups).tolist()))
     gradients = group_gradients(discriminator, lambda forward: _weighted_losses(forward, rows, row_loss), groups)
     squared = torch.stack([gradient.squared_norm.double() for gradient in gradients.values()]).sum(0)
-    factors, finite = _clip_factors(squared.sqrt(), clip_norm)
+    factors, finite = clip_factors(squared.sqrt(), clip_norm)
     if not bool(finite.all()):  # again without them: rows do not interact, and 0 x NaN would be NaN
         kept = _without_groups(rows, ~finite)
         return _clipped_by_kernels(discriminator, kept, row_loss, clip_norm) if kept.group_count else {}
@@ -272,7 +285,7 @@ def _clipped_by_opacus(discriminator: nn.Module, rows: Rows, row_loss: RowLoss, 
         torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
         gradients = {name: _group_gradient(name, p, rows) for name, p in parameters.items()}
     norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients.values()]
-    factors, finite = _clip_factors(torch.linalg.vector_norm(torch.stack(norms), dim=0), clip_norm)
+    factors, finite = clip_factors(torch.linalg.vector_norm(torch.stack(norms), dim=0), clip_norm)
     summed = {}
     for name, gradient in gradients.items():
         gradient[~finite] = 0.0  # 0 * NaN is NaN

@@ -7,17 +7,13 @@ and several times slower. Penalties at fakes alone do not need it (`losses.fakes
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from ghostnet.errors import PlanError
 from ghostnet.losses import InputPenalty
 from ghostnet.privacy.layers import check_discriminator
-from ghostnet.privacy.mechanism import RowLoss, Rows
+from ghostnet.privacy.mechanism import RowLoss, Rows, check_step, clip_factors, whole_groups
 
 _GRADIENT_NUMBERS = 1 << 27  # numbers of rows' gradients in memory at once: 512 MiB
 
@@ -59,16 +55,12 @@ class PenalisedGradients:
             counts as zero. Assumes: the fakes are chosen without looking at the reals. Not covered: rounding of the
             float32 arithmetic, measured below 1e-5 of clip_norm.
         """
-        if not (math.isfinite(clip_norm) and clip_norm > 0):
-            raise PlanError(f"clip_norm = {clip_norm} is not a finite number > 0; set [privacy].clip_norm in plan.toml")
-        if physical_rows < 1:
-            raise PlanError(f"physical_rows = {physical_rows} is less than 1; set it in [training] of plan.toml")
-        check_discriminator(self._discriminator)  # again: a module can be changed after construction
+        check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
         parameters = {n: p.detach() for n, p in self._discriminator.named_parameters() if p.requires_grad}
         total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
         most = max(1, min(physical_rows, _GRADIENT_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
         sizes = torch.bincount(rows.groups, minlength=rows.group_count)
-        for chosen, groups in _whole_groups(sizes.tolist(), most):
+        for chosen, groups in whole_groups(sizes.tolist(), most):
             per_row = self._row_gradients(parameters, rows, chosen, row_loss)
             owners = rows.groups[chosen] - groups.start
             means = {
@@ -78,9 +70,9 @@ class PenalisedGradients:
             }
             norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in means.values()]
             norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (groups,)
-            factors = torch.where(norm.isfinite(), (clip_norm / norm).clamp(max=1.0), 0.0)
+            factors, finite = clip_factors(norm, clip_norm)
             for name, mean in means.items():
-                mean[~norm.isfinite()] = 0.0  # 0 * NaN is NaN
+                mean[~finite] = 0.0  # 0 * NaN is NaN
                 total[name] += (factors @ mean.flatten(1).double()).reshape(mean.shape[1:])
         return total
 
@@ -101,15 +93,3 @@ class PenalisedGradients:
         batch = (rows.images[chosen].detach(), rows.labels[chosen], rows.real[chosen])
         found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *batch)
         return {name: gradient.detach() for name, gradient in found.items()}
-
-
-def _whole_groups(sizes: list[int], most_rows: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of whole groups of at most `most_rows` rows where they allow: (their rows, their ids)."""
-    first_row = first_group = row = 0
-    for group, size in enumerate(sizes):
-        if row > first_row and row + size - first_row > most_rows:
-            yield slice(first_row, row), slice(first_group, group)
-            first_row, first_group = row, group
-        row += size
-    if row > first_row:
-        yield slice(first_row, row), slice(first_group, len(sizes))
