@@ -162,7 +162,7 @@ def _forget(config: SiteConfig, secret: bytes, rows: Rows, excluded: frozenset[s
         names = [name for name, _ in rows.refused]
         files = forget_fetched(config.state, config.data.path, names, secret, excluded, limits=limits)
     review = forget_review(config.state, config.state / REVIEW, excluded)
-    return replace(rows, files_deleted=files, review_deleted=review)
+    return replace(rows, source_counts=replace(rows.source_counts, files_deleted=files, review_deleted=review))
 
 
 def _is_test(row: Row, config: SiteConfig, secret: bytes) -> bool:
@@ -224,17 +224,7 @@ def _write_table(
         label_rules={} if config.data.kind == "npz" else rules_in_words(config.labels),
         quarantined=codes,
         refused=tuple((keys[path], code.value) for path, code in rows.refused),
-        rows_without_file=rows.rows_without_file,
-        mask_files=rows.mask_files,
-        unlisted_files=rows.unlisted_files,
-        listed_without_file=rows.listed_without_file,
-        broken_dicomdirs=rows.broken_dicomdirs,
-        boxes_without_file=rows.boxes_without_file,
-        images_missing=rows.images_missing,
-        studies_failed=rows.studies_failed,
-        studies_missing=rows.studies_missing,
-        files_deleted=rows.files_deleted,
-        review_deleted=rows.review_deleted,
+        source_counts=rows.source_counts,
     )
     write_table(config.state, table, {key: path for path, key in keys.items()})
     return table

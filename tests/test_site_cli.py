@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from client.config import Kind, SiteConfig, load_site
 from client.intake.quarantine import EXPLAINED, Code
+from client.intake.rows import SourceCounts
 from client.intake.table import IntakeTable
 from ghostnet.cli.site import app
 from ghostnet.cli.site_init import kind_of, write_site
@@ -235,7 +236,7 @@ def test_the_table_says_what_was_taken_and_why_the_rest_was_not() -> None:
         images_a_patient={"1": 4, "2-5": 2},
         quarantined={"HELD": 3, "NO_DECODER": 4, "TIMEOUT": 1},
         refused=(("ab" * 32, "HELD"),),
-        rows_without_file=2,
+        source_counts=SourceCounts(rows_without_file=2),
     )
     text = shown(table)
     for word in ("JPEG baseline", "lesion", "2-5", "Modality", "quarantine.csv"):
@@ -295,9 +296,8 @@ def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked:
 
 
 def test_what_a_pacs_did_not_send_is_shown_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    lost = IntakeTable(
-        kind="pacs", found=9, taken=9, train_images=9, images_missing=13, studies_failed=14, studies_missing=15
-    )
+    counts = SourceCounts(images_missing=13, studies_failed=14, studies_missing=15)
+    lost = IntakeTable(kind="pacs", found=9, taken=9, train_images=9, source_counts=counts)
     steps = " ".join(next_steps(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))
     assert all(text in steps for text in ("13 image(s)", "14 study(ies)", "15 study(ies)"))
     Console(width=100).print(intake_view(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))

@@ -36,19 +36,15 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """What one reader took and left out.
+class SourceCounts:
+    """What there was besides images: without their files, without their images, lost or deleted. SENSITIVE.
 
     Attributes:
-        taken: in the order of the source.
-        refused: (relative path, code); the paths are SENSITIVE.
-        found: files or rows looked at.
-        mask_files: files that a line of the label table names as a mask, and none as an image.
-        from_cache: files that were not opened again.
         rows_without_file: lines of the label table whose image is not there.
+        mask_files: files that a line of the label table names as a mask, and none as an image.
         unlisted_files: files that no DICOMDIR above them lists, though there is one; looked at like any other.
         listed_without_file: files that a DICOMDIR lists and that are not there.
-        broken_dicomdirs: DICOMDIRs that could not be read and were ignored.
+        broken_dicomdirs: DICOMDIRs that could not be read: every file was looked at as if they were not there.
         boxes_without_file: images of the box file that are not there.
         images_missing: images that the PACS lists and did not send, or sent as something else or too large.
         studies_failed: studies that the PACS could not list.
@@ -57,10 +53,6 @@ class Rows:
         review_deleted: whether a review was deleted that may have shown such a patient.
     """
 
-    taken: list[Row]
-    refused: list[tuple[str, Code]]
-    found: int
-    from_cache: int = 0
     rows_without_file: int = 0
     mask_files: int = 0
     unlisted_files: int = 0
@@ -72,3 +64,22 @@ class Rows:
     studies_missing: int = 0
     files_deleted: int = 0
     review_deleted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What one reader took and left out.
+
+    Attributes:
+        taken: in the order of the source.
+        refused: (relative path, code); the paths are SENSITIVE.
+        found: files or rows looked at.
+        from_cache: files that were not opened again.
+        source_counts: what there was besides.
+    """
+
+    taken: list[Row]
+    refused: list[tuple[str, Code]]
+    found: int
+    from_cache: int = 0
+    source_counts: SourceCounts = SourceCounts()

@@ -26,7 +26,7 @@ from client.intake.pacs import Fetched, fetch_studies
 from client.intake.pacs_files import Withdrawn
 from client.intake.pairing import Pair, Pairs, is_mask, mask_names, pair
 from client.intake.quarantine import Code
-from client.intake.rows import Row, Rows
+from client.intake.rows import Row, Rows, SourceCounts
 from client.intake.task import Format, Limits, Settings, Task
 from client.intake.withdrawn import read_withdrawn
 from ghostnet.errors import SiteError
@@ -90,15 +90,7 @@ def read_source(
         refused=sorted(refused),
         found=sorted_files.found,
         from_cache=from_cache,
-        rows_without_file=sorted_files.lines_without_file,
-        mask_files=sorted_files.mask_files,
-        unlisted_files=sorted_files.contents.unlisted,
-        listed_without_file=sorted_files.contents.missing,
-        broken_dicomdirs=sorted_files.contents.broken,
-        boxes_without_file=sorted_files.boxes_without_file,
-        images_missing=sorted_files.fetched.images_missing,
-        studies_failed=sorted_files.fetched.studies_failed,
-        studies_missing=sorted_files.fetched.studies_missing,
+        source_counts=sorted_files.source_counts,
     )
 
 
@@ -111,22 +103,14 @@ class SortedFiles:
         refused: left out by the label table.
         settings: what each is to be prepared with.
         found: files in the folder that are no masks.
-        mask_files: files that a line names as a mask, and none as an image.
-        lines_without_file: lines of the label table whose image is not there.
-        boxes_without_file: boxes whose image is not there.
-        contents: what DICOMDIRs say.
-        fetched: what came from the PACS, and what did not.
+        source_counts: what there was besides, by the label table, the box file, DICOMDIRs and the PACS.
     """
 
     jobs: list[Job]
     refused: Refusals
     settings: Settings
     found: int
-    mask_files: int
-    lines_without_file: int
-    boxes_without_file: int
-    contents: Contents
-    fetched: Fetched
+    source_counts: SourceCounts
 
 
 def sort_files(
@@ -159,11 +143,17 @@ def sort_files(
         refused=refused,
         settings=_settings(config, image),
         found=len(files),
-        mask_files=masks,
-        lines_without_file=found.lines_without_file,
-        boxes_without_file=boxes_without_image(boxes, files, config.data.layout),
-        contents=contents,
-        fetched=fetched,
+        source_counts=SourceCounts(
+            rows_without_file=found.lines_without_file,
+            mask_files=masks,
+            unlisted_files=contents.unlisted,
+            listed_without_file=contents.missing,
+            broken_dicomdirs=contents.broken,
+            boxes_without_file=boxes_without_image(boxes, files, config.data.layout),
+            images_missing=fetched.images_missing,
+            studies_failed=fetched.studies_failed,
+            studies_missing=fetched.studies_missing,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from client.intake.cache import write_private
 from client.intake.quarantine import EXPLAINED, Code
+from client.intake.rows import SourceCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,6 @@ class IntakeTable:
     Attributes:
         kind: of [data].
         found: files, or rows of an NPZ.
-        mask_files: files that a line of the label table names as a mask, and none as an image; not among `found`.
         taken: images that go on, duplicates already dropped.
         from_cache: files that were not opened again because their content is known.
         duplicates: images dropped because the same patient has the same pixels already.
@@ -37,16 +37,7 @@ class IntakeTable:
         label_rules: what becomes of an image whose findings are not exactly one label.
         quarantined: files left out, by code; the excluded and held are among them.
         refused: (key of the file, code) for each file left out; state/quarantine.csv says which file it is.
-        rows_without_file: lines of the label table whose image is not there.
-        unlisted_files: files that the DICOMDIR above them does not list; looked at like any other.
-        listed_without_file: files that a DICOMDIR lists and that are not there.
-        broken_dicomdirs: DICOMDIRs that could not be read: every file was looked at as if they were not there.
-        boxes_without_file: images of the box file that are not there.
-        images_missing: images that the PACS lists and did not send, or sent as something else or too large.
-        studies_failed: studies that the PACS could not list.
-        studies_missing: studies of which the PACS has no image of a wanted kind.
-        files_deleted: files from the PACS that were deleted because their patients have withdrawn.
-        review_deleted: whether a review was deleted that may have shown such a patient.
+        source_counts: what there was besides the files or rows in `found`.
     """
 
     kind: str
@@ -73,23 +64,15 @@ class IntakeTable:
     label_rules: dict[str, str] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
-    rows_without_file: int = 0
-    mask_files: int = 0
-    unlisted_files: int = 0
-    listed_without_file: int = 0
-    broken_dicomdirs: int = 0
-    boxes_without_file: int = 0
-    images_missing: int = 0
-    studies_failed: int = 0
-    studies_missing: int = 0
-    files_deleted: int = 0
-    review_deleted: bool = False
+    source_counts: SourceCounts = SourceCounts()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, texts and lists, with each quarantine code in words."""
+        """Plain numbers, texts and lists, with each quarantine code in words; `source_counts` stand beside."""
         explained = {code: EXPLAINED[Code(code)] for code in self.quarantined}
         refused = [{"file": key, "code": code} for key, code in self.refused]
-        return asdict(self) | {"refused": refused, "explained": explained}
+        own = asdict(self)
+        del own["source_counts"]
+        return own | {"refused": refused} | asdict(self.source_counts) | {"explained": explained}
 
 
 def write_table(state: Path, table: IntakeTable, refused_paths: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.intake.quarantine import EXPLAINED, TRANSIENT, Code
+from client.intake.rows import SourceCounts
 from client.intake.table import IntakeTable
 
 _ADVICE = {
@@ -64,31 +65,7 @@ def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[st
     yield from (advice.format(site=site) for code, advice in _ADVICE.items() if code in codes)
     if codes & TRANSIENT - {Code.HELD, Code.EXCLUDED, Code.NO_DECODER}:
         yield "what was left out for memory or time is tried again: run this command again on an idle machine"
-    if table.studies_failed:
-        yield f"{table.studies_failed} study(ies) could not be listed by the PACS: run this command again"
-    if table.studies_missing:
-        yield f"the PACS has no image of a wanted kind of {table.studies_missing} study(ies): check their UIDs"
-    if table.images_missing:
-        yield (
-            f"{table.images_missing} image(s) did not come from the PACS, or came too large or as something else: run "
-            "this command again; see [pacs].max_file_mib"
-        )
-    if table.files_deleted:
-        yield f"{table.files_deleted} file(s) from the PACS were deleted: their patients have withdrawn"
-    if table.review_deleted:
-        yield "the review was deleted, since it may have shown patients who have withdrawn; write it anew"
-    if table.rows_without_file:
-        yield f"{table.rows_without_file} line(s) of the label table name an image that is not there"
-    if table.mask_files:
-        yield f"{table.mask_files} file(s) are named as masks and are no images"
-    if table.unlisted_files:
-        yield f"{table.unlisted_files} file(s) are not listed by the DICOMDIR above them; they are taken like any other"
-    if table.listed_without_file:
-        yield f"{table.listed_without_file} file(s) that a DICOMDIR lists are not there: the copy may be incomplete"
-    if table.broken_dicomdirs:
-        yield f"{table.broken_dicomdirs} DICOMDIR(s) cannot be read; what they list was not checked"
-    if table.boxes_without_file:
-        yield f"{table.boxes_without_file} image(s) of the box file are not there"
+    yield from _source_steps(table.source_counts)
     if table.shared_pixels:
         yield (
             f"{table.shared_pixels} image(s) have the same pixels as another patient's: if they are one person, give "
@@ -96,6 +73,36 @@ def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[st
         )
     if table.train_images:
         yield f"take part when the plan is approved; what has been spent: ghostnet site budget {site}"
+
+
+def _source_steps(counts: SourceCounts) -> Iterator[str]:
+    if counts.studies_failed:
+        yield f"{counts.studies_failed} study(ies) could not be listed by the PACS: run this command again"
+    if counts.studies_missing:
+        yield f"the PACS has no image of a wanted kind of {counts.studies_missing} study(ies): check their UIDs"
+    if counts.images_missing:
+        yield (
+            f"{counts.images_missing} image(s) did not come from the PACS, or came too large or as something else: run "
+            "this command again; see [pacs].max_file_mib"
+        )
+    if counts.files_deleted:
+        yield f"{counts.files_deleted} file(s) from the PACS were deleted: their patients have withdrawn"
+    if counts.review_deleted:
+        yield "the review was deleted, since it may have shown patients who have withdrawn; write it anew"
+    if counts.rows_without_file:
+        yield f"{counts.rows_without_file} line(s) of the label table name an image that is not there"
+    if counts.mask_files:
+        yield f"{counts.mask_files} file(s) are named as masks and are no images"
+    if counts.unlisted_files:
+        yield (
+            f"{counts.unlisted_files} file(s) are not listed by the DICOMDIR above them; they are taken like any other"
+        )
+    if counts.listed_without_file:
+        yield f"{counts.listed_without_file} file(s) that a DICOMDIR lists are not there: the copy may be incomplete"
+    if counts.broken_dicomdirs:
+        yield f"{counts.broken_dicomdirs} DICOMDIR(s) cannot be read; what they list was not checked"
+    if counts.boxes_without_file:
+        yield f"{counts.boxes_without_file} image(s) of the box file are not there"
 
 
 def _totals(table: IntakeTable) -> Table:
@@ -115,9 +122,9 @@ def _totals(table: IntakeTable) -> Table:
     }
     if table.kind == "pacs":
         rows |= {
-            "Images that the PACS did not send": table.images_missing,
-            "Studies that it could not list": table.studies_failed,
-            "Studies without a wanted image": table.studies_missing,
+            "Images that the PACS did not send": table.source_counts.images_missing,
+            "Studies that it could not list": table.source_counts.studies_failed,
+            "Studies without a wanted image": table.source_counts.studies_missing,
         }
     shown = Table(show_header=False, box=None, pad_edge=False)
     shown.add_column()

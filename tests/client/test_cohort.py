@@ -199,13 +199,13 @@ def test_a_review_that_may_show_a_withdrawn_patient_is_deleted_and_a_later_one_s
     review = config.state / "review"
     review.mkdir(parents=True)
     (review / "index.html").write_text("pictures")
-    assert not check_site(config, image_spec()).review_deleted
+    assert not check_site(config, image_spec()).source_counts.review_deleted
     (tmp_path / "out.txt").write_text("MRN00001\n")
     config = write_site(tmp_path, more='[cohort]\nexclude = "out.txt"')
-    assert check_site(config, image_spec()).review_deleted
+    assert check_site(config, image_spec()).source_counts.review_deleted
     assert not review.exists()
     review.mkdir()
-    assert not check_site(config, image_spec()).review_deleted
+    assert not check_site(config, image_spec()).source_counts.review_deleted
     assert review.exists()
 
 
@@ -261,7 +261,7 @@ def test_one_bad_file_is_quarantined_with_its_reason_and_the_rest_goes_on(tmp_pa
     table = load_cohorts(config, image_spec(), SECRET).table
     assert (table.found, table.taken) == (8, 4)
     assert table.quarantined == {"NOT_DICOM": 1, "NO_LABEL": 2, "TRUNCATED": 1}
-    assert table.rows_without_file == 1
+    assert table.source_counts.rows_without_file == 1
     kept = json.loads((config.state / "intake.json").read_text())
     assert kept["quarantined"] == table.quarantined
     assert set(kept["explained"]) == set(table.quarantined)

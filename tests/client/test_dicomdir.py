@@ -44,9 +44,9 @@ def test_unlisted_and_missing_files_are_counted_and_every_file_is_read(disc: Pat
     table = load_cohorts(config, image_spec(), SECRET).table
     assert table.taken == 5
     assert table.quarantined == {}
-    assert table.unlisted_files == 1
-    assert table.listed_without_file == 1
-    assert table.broken_dicomdirs == 0
+    assert table.source_counts.unlisted_files == 1
+    assert table.source_counts.listed_without_file == 1
+    assert table.source_counts.broken_dicomdirs == 0
 
 
 def test_a_disc_mounted_in_lower_case_with_versions_is_the_same_disc(disc: Path) -> None:

@@ -92,7 +92,8 @@ def test_what_the_pacs_did_not_send_is_in_the_table(tmp_path: Path) -> None:
     with web_server(archive) as (url, _):
         config = site(tmp_path, url)
         table = load_cohorts(config, image_spec(), SECRET).table
-    assert (table.taken, table.images_missing, table.studies_missing, table.studies_failed) == (2, 1, 1, 0)
+    counts = table.source_counts
+    assert (table.taken, counts.images_missing, counts.studies_missing, counts.studies_failed) == (2, 1, 1, 0)
     assert json.loads((config.state / "intake.json").read_text())["images_missing"] == 1
 
 
@@ -133,14 +134,14 @@ def test_files_of_a_withdrawn_patient_are_deleted_and_not_fetched_again(tmp_path
         assert names(config) == set(patients)
         config = withdrawn_site(tmp_path, url, "ANNA")
         table = load_cohorts(config, image_spec(), SECRET).table
-        assert (table.taken, table.files_deleted) == (1, 2)  # also the one that waits for a person
+        assert (table.taken, table.source_counts.files_deleted) == (1, 2)  # also the one that waits for a person
         assert names(config) == {"1.2.3.7"}
         kept = state_bytes(config)
         assert not any(text in kept for text in (b"ANNA", b"1.2.3.5", b"1.2.3.6"))
         asked.clear()
         assert load_cohorts(config, image_spec(), SECRET).table.taken == 1
         (config.state / "pacs" / STUDY / ".complete").unlink()
-        assert load_cohorts(config, image_spec(), SECRET).table.images_missing == 0
+        assert load_cohorts(config, image_spec(), SECRET).table.source_counts.images_missing == 0
         assert not any(path.endswith(("1.2.3.5", "1.2.3.6")) for path in asked)
         load_cohorts(withdrawn_site(tmp_path, url), image_spec(), SECRET)  # the patient is no longer on the list
         assert names(config) == {"1.2.3.7"} | set(patients)

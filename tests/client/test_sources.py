@@ -64,7 +64,7 @@ def test_a_plain_folder_of_pictures(tmp_path: Path) -> None:
     assert by_patient(cohorts) == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert (table.kind, table.modalities, table.syntaxes) == ("images", {"DX": 8}, {"PNG": 8})
     assert table.images_a_patient == {"1": 0, "2-5": 4, "6+": 0}
-    assert (table.quarantined, table.rows_without_file) == ({"NO_LABEL": 1}, 1)
+    assert (table.quarantined, table.source_counts.rows_without_file) == ({"NO_LABEL": 1}, 1)
     assert PLANTED.encode() not in state_bytes(config)
     again = load_cohorts(config, image_spec(size=40), SECRET, limits=NO_WORKER)
     assert again.table.from_cache == 8
@@ -152,7 +152,7 @@ def test_a_dicom_line_hides_no_image_of_a_folder_that_it_is_not_about(tmp_path: 
         write_labels(tmp_path, rows + more, masks=True)
         tables.append(load(write_site(tmp_path, more=TRAIN)).table)
     assert [table.taken for table in tables] == [2, 3]
-    assert [table.mask_files for table in tables] == [1, 1]
+    assert [table.source_counts.mask_files for table in tables] == [1, 1]
 
 
 def test_masks_are_found_by_names_that_hold_dots(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_coco_boxes_of_a_plain_table(tmp_path: Path) -> None:
     cohorts = load(picture_site(tmp_path, data='boxes = "boxes.json"', more=TRAIN), mask_channels=1)
     assert covered(cohorts) == [0, 100]
     assert cohorts.table.quarantined == {"NO_MASK": 2}  # boxes of another label only; not in the file of boxes
-    assert cohorts.table.boxes_without_file == 1
+    assert cohorts.table.source_counts.boxes_without_file == 1
 
 
 def test_nifti_slices_with_nifti_masks(tmp_path: Path) -> None:
