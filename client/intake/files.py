@@ -186,7 +186,7 @@ def _digest(path: Path | None) -> bytes:
 def _rules(settings: Settings) -> str:
     """Everything but the source that an entry depends on; label names and shares are not among it."""
     shaping = asdict(settings)
-    for name in ("labels", "label_prior"):
+    for name in ("labels", "label_prior", "released_prior"):
         del shaping["image"][name]
     return json.dumps([shaping, _code_version()], sort_keys=True)
 

@@ -111,6 +111,13 @@ def test_a_second_run_opens_no_file_again(tmp_path: Path) -> None:
     assert load_cohorts(config, renamed, SECRET, limits=NO_WORKER).table.labels == {"normal": 6, "tumour": 6}
 
 
+def test_shares_of_the_labels_shape_no_entry(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=2, images=1)
+    load_cohorts(config, image_spec(), SECRET)
+    for image in (image_spec(label_prior=(0.9, 0.1)), image_spec(released_prior=True)):
+        assert load_cohorts(config, image, SECRET, limits=NO_WORKER).table.from_cache == 2
+
+
 @pytest.mark.parametrize("change", ["size", "range", "modalities", "content", "secret"])
 def test_whatever_shapes_an_entry_makes_a_new_one(tmp_path: Path, change: str) -> None:
     config, image, secret = write_hospital(tmp_path, patients=2, images=1), image_spec(), SECRET
