@@ -19,11 +19,12 @@ from collections.abc import Callable
 import torch
 
 from ghostnet.combinations import SIZES
+from ghostnet.local_state import LocalState
 from ghostnet.losses import discriminator_loss, generator_loss
 from ghostnet.plan import Plan, parse_plan
 from ghostnet.privacy.mechanism import join_rows, noised_sum
 from ghostnet.privacy.noise import SystemEntropy
-from ghostnet.training import LocalState, patient_gradients, step_discriminator
+from ghostnet.training import patient_gradients, step_discriminator
 
 Step = Callable[[], object]
 PLAN = """

@@ -30,6 +30,7 @@ from client.secrets import load_or_create_secret
 from ghostnet import pooled, protocol, warm_start
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, LedgerError, SpentError
+from ghostnet.local_state import LocalState
 from ghostnet.models import build_discriminator, build_published
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
@@ -38,7 +39,7 @@ from ghostnet.privacy.ledger import Ledger
 from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.privacy.statement import site_statement
 from ghostnet.progress import Progress, silent
-from ghostnet.training import LocalState, train_round
+from ghostnet.training import train_round
 from ghostnet.utility import classification
 from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
 

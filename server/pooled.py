@@ -20,12 +20,13 @@ from safetensors.numpy import load_file, save_file
 from ghostnet import protocol, warm_start
 from ghostnet.cohort import Cohort
 from ghostnet.errors import FederationError
+from ghostnet.local_state import LocalState
 from ghostnet.plan import Plan
 from ghostnet.pooled import total_gradient, trained_parameters
 from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.progress import Progress
 from ghostnet.secure_sum import Roster, make_roster, read_roster, sum_modulo
-from ghostnet.training import LocalState, train_round
+from ghostnet.training import train_round
 from ghostnet.weights import Arrays, check_arrays, load_arrays, to_arrays
 from server.checkpoint import Checkpoint
 from server.conversation import Conversation, Timing, read_arrays

@@ -10,8 +10,9 @@ import torch
 
 from ghostnet import training
 from ghostnet.divergence import KEEP_EVERY, MOST_ROLLBACKS, Watch, spread
+from ghostnet.local_state import LocalState
 from ghostnet.models import build_discriminator, build_generator
-from ghostnet.training import LocalState, train_round
+from ghostnet.training import train_round
 from tests.entropy import SeededEntropy
 from tests.networks import network_plan, plan_cohort
 

@@ -11,12 +11,13 @@ from client.policy import PolicySpec, check_plan
 from ghostnet import perceptual, training
 from ghostnet.cohort import Cohort
 from ghostnet.errors import PolicyError
+from ghostnet.local_state import LocalState
 from ghostnet.losses import class_distance
 from ghostnet.models import build_discriminator
 from ghostnet.perceptual import embed, perceptual_loss, release_features
 from ghostnet.plan import parse_plan
 from ghostnet.privacy.claim import claim, plan_events, resolve
-from ghostnet.training import LocalState, train_round
+from ghostnet.training import train_round
 from ghostnet.warm_start import embed_images
 from tests.entropy import SeededEntropy
 from tests.networks import ARCHITECTURES, network_plan, plan_cohort

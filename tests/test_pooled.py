@@ -12,6 +12,7 @@ import torch
 from ghostnet import pooled
 from ghostnet.cohort import Cohort
 from ghostnet.errors import PlanError
+from ghostnet.local_state import LocalState
 from ghostnet.models import build_discriminator
 from ghostnet.plan import Plan
 from ghostnet.pooled import noised_share, share_std, total_gradient
@@ -29,7 +30,7 @@ from ghostnet.privacy.events import (
 from ghostnet.privacy.mechanism import PatientGradients
 from ghostnet.privacy.noise import RESERVE, check_grid
 from ghostnet.secure_sum import sum_modulo
-from ghostnet.training import LocalState, train_round
+from ghostnet.training import train_round
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from ghostnet import training
+from ghostnet.local_state import LocalState
 from ghostnet.losses import InputPenalty, discriminator_loss, fakes_penalty, input_penalty
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.models.wgan import clip_weights
 from ghostnet.privacy.mechanism import PatientGradients
 from ghostnet.privacy.penalised import PenalisedGradients
 from ghostnet.rehearsal import rehearse
-from ghostnet.training import LocalState, patient_gradients, step_discriminator, train_round
+from ghostnet.training import patient_gradients, step_discriminator, train_round
 from tests.entropy import SeededEntropy
 from tests.networks import ARCHITECTURES, network_plan, plan_cohort
 

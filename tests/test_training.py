@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from ghostnet import training
 from ghostnet.cohort import Cohort
 from ghostnet.errors import PlanError, SiteError
+from ghostnet.local_state import LocalState
 from ghostnet.models import build_generator
-from ghostnet.training import LocalState, public_labels, train_round
+from ghostnet.training import public_labels, train_round
 from ghostnet.warm_start import embedding_size, patient_embeddings
 from ghostnet.weights import load_arrays, to_arrays
 from tests.entropy import SeededEntropy

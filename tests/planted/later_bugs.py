@@ -24,6 +24,7 @@ from ghostnet.audit.canaries import TrainRound
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.mechanism import HOSPITAL, Build
 from ghostnet.cohort import Cohort
+from ghostnet.local_state import LocalState
 from ghostnet.losses import fakes_penalty
 from ghostnet.models import build_discriminator
 from ghostnet.perceptual import embed
@@ -31,7 +32,6 @@ from ghostnet.plan import Plan
 from ghostnet.privacy.claim import resolve
 from ghostnet.privacy.events import Event, GaussianRelease
 from ghostnet.secure_sum import Masks, Member, make_roster
-from ghostnet.training import LocalState
 from ghostnet.weights import to_arrays
 from tests.entropy import SeededEntropy
 from tests.networks import network_plan, plan_cohort
