@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from scipy.optimize import brentq
@@ -125,11 +126,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     >>> round(1 / gaussian_mu(1.0, 1e-5), 2)
     3.73
     """
-
-    def excess(mu: float) -> float:
-        return float(norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2) - delta)
-
-    return float(brentq(excess, 1e-6, 50.0 + epsilon))
+    return float(brentq(partial(_excess_delta, epsilon=epsilon, delta=delta), 1e-6, 50.0 + epsilon))
 
 
 def class_signal(patients: Sequence[int], classes: int, warm_mu: float, numbers: int) -> float:
@@ -255,8 +252,10 @@ def _reasons(
 def _epsilon_for(suggestion: Suggestion, delta: float) -> float:
     """Epsilon at which the class signal would be enough: the signal is proportional to mu."""
     mu = suggestion.mu * ENOUGH_SIGNAL / suggestion.class_signal
-
-    def excess(epsilon: float) -> float:
-        return float(norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2) - delta)
-
+    excess = partial(_excess_delta, mu, delta=delta)
     return float(brentq(excess, 0.0, 50 * mu + 10 * mu**2)) if mu < 8 else math.inf
+
+
+def _excess_delta(mu: float, epsilon: float, *, delta: float) -> float:
+    """What the Gaussian mechanism of this mu needs at epsilon beyond delta."""
+    return float(norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2) - delta)
