@@ -22,7 +22,7 @@ import client.deidentify
 from client.config import SiteConfig
 from client.deidentify.pseudonyms import content_key
 from client.intake.cache import write_private
-from client.intake.task import Task
+from client.intake.files import Job, file_digest
 from ghostnet.errors import SiteError
 
 FILE = "approved.csv"
@@ -47,19 +47,14 @@ def _blanking_code() -> str:
     return digest.hexdigest()
 
 
-def approval_key(secret: bytes, path: Path, shown: str) -> str:
+def approval_key(secret: bytes, digest: bytes, shown: str) -> str:
     """64 hex digits that stand for what a person sees of a file.
 
     Args:
         secret: the site's.
-        path: the file.
+        digest: SHA-256 of the file.
         shown: from `shown_rules`.
-
-    Raises:
-        OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
     return content_key(secret, b"approval", digest, shown.encode())
 
 
@@ -110,15 +105,16 @@ def revoke(state: Path, keys: Sequence[str]) -> int:
     return len(gone)
 
 
-def with_approval(task: Task, secret: bytes, shown: str, approvals: Mapping[str, str]) -> Task:
-    """The task, marked if a person approved its file. One that cannot be read stays as it is: a worker says so."""
+def with_approval(job: Job, secret: bytes, shown: str, approvals: Mapping[str, str]) -> Job:
+    """The job, marked if a person approved its file. One that cannot be read stays as it is: a worker says so."""
     if not approvals:
-        return task  # most sites hold nothing: their files are not read twice
+        return job
     try:
-        approved = approval_key(secret, task.path, shown) in approvals
+        digest = file_digest(job.task.path)
     except OSError:
-        return task
-    return dataclasses.replace(task, approved=approved)
+        return job
+    approved = approval_key(secret, digest, shown) in approvals
+    return dataclasses.replace(job, digest=digest, task=dataclasses.replace(job.task, approved=approved))
 
 
 def _is_date(text: str) -> bool:

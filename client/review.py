@@ -20,7 +20,7 @@ from client.config import SiteConfig
 from client.exclusions import read_exclusions
 from client.intake.cache import Entry, write_private
 from client.intake.decode import prepare_files
-from client.intake.files import Job, prepare_jobs
+from client.intake.files import Job, file_digest, prepare_jobs
 from client.intake.quarantine import Code
 from client.intake.sources import SortedFiles, sort_files
 from client.intake.task import Limits, Prepared
@@ -143,7 +143,8 @@ def _worth_seeing(
 
 
 def _shown(config: SiteConfig, secret: bytes, job: Job, code: Code | None) -> _Shown:
-    return _Shown(key=approval_key(secret, job.task.path, shown_rules(config)), code=code, job=job)
+    digest = file_digest(job.task.path)
+    return _Shown(key=approval_key(secret, digest, shown_rules(config)), code=code, job=job)
 
 
 def _by_key(shown: _Shown) -> str:

@@ -57,6 +57,7 @@ class Job:
         label: index into the plan's labels.
         patient: SENSITIVE: whose it is; None where the file itself says so.
         drawn: what its mask is drawn from.
+        digest: SHA-256 of the file, where it was read already.
     """
 
     name: str = field(repr=False)
@@ -64,6 +65,7 @@ class Job:
     label: int
     patient: str | None = field(repr=False)
     drawn: Literal["", "mask", "boxes"] = ""
+    digest: bytes | None = field(default=None, repr=False)
 
 
 def prepare_jobs(
@@ -153,9 +155,9 @@ def _content_keys(jobs: Sequence[Job], secret: bytes) -> tuple[list[str | None],
     def keys(job: Job) -> tuple[str | None, str | None]:
         task = job.task
         said = json.dumps([task.format, task.boxes, task.approved, job.patient]).encode()
-        source = _source_key(task.path, secret)
+        source = _source_key(task.path, secret, job.digest)
         try:
-            more = content_key(secret, b"said", _digest(task.mask), said)
+            more = content_key(secret, b"said", file_digest(task.mask) if task.mask else b"", said)
         except OSError:
             return source, None
         return source, entry_key(source, more) if source else None
@@ -164,9 +166,9 @@ def _content_keys(jobs: Sequence[Job], secret: bytes) -> tuple[list[str | None],
     return [source for source, _ in both], [key for _, key in both]
 
 
-def _source_key(path: Path, secret: bytes) -> str | None:
+def _source_key(path: Path, secret: bytes, digest: bytes | None = None) -> str | None:
     try:
-        return content_key(secret, b"source", _digest(path))
+        return content_key(secret, b"source", digest or file_digest(path))
     except OSError:
         return None
 
@@ -176,9 +178,12 @@ def _in_parallel(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
         return list(pool.map(work, items))
 
 
-def _digest(path: Path | None) -> bytes:
-    if path is None:
-        return b""
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

@@ -7,7 +7,7 @@ them, and only then is a file opened, by a worker.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from client.approvals import read_approvals, shown_rules, with_approval
@@ -139,7 +139,7 @@ def sort_files(
     jobs, refused = desk.sort(files, found.pairs)
     approvals, shown = read_approvals(config.state), shown_rules(config)
     return SortedFiles(
-        jobs=[replace(job, task=with_approval(job.task, secret, shown, approvals)) for job in jobs],
+        jobs=[with_approval(job, secret, shown, approvals) for job in jobs],
         refused=refused,
         settings=_settings(config, image),
         found=len(files),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 import stat
@@ -16,8 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from client.approvals import approval_key, approve, read_approvals, revoke, shown_rules
-from client.cohort import check_site
+from client.cohort import check_site, load_cohorts
 from client.config import SiteConfig
+from client.intake.files import file_digest
 from client.review import outlined, shown_keys, write_review
 from client.review_page import Card, Counts, render_pages
 from ghostnet.cli.site import app
@@ -106,17 +108,30 @@ def test_a_changed_file_or_another_way_to_show_it_is_held_again(tmp_path: Path) 
     held(tmp_path / "a.dcm", "US", 1)
     config = write_site(tmp_path, deidentify='burned_in = "blank"')
     shown = shown_rules(config)
-    key = approval_key(SECRET, tmp_path / "a.dcm", shown)
-    assert key == approval_key(SECRET, tmp_path / "a.dcm", shown_rules(config))
+    key = approval_key(SECRET, file_digest(tmp_path / "a.dcm"), shown)
+    assert key == approval_key(SECRET, file_digest(tmp_path / "a.dcm"), shown_rules(config))
     for changed in (
         replace(config, data=replace(config.data, frames_per_file=3)),
         replace(config, deidentify=replace(config.deidentify, burned_in="quarantine")),
         replace(config, deidentify=replace(config.deidentify, burned_in="trust", trusted_modalities=("US",))),
     ):
-        assert key != approval_key(SECRET, tmp_path / "a.dcm", shown_rules(changed))
-    assert key != approval_key(bytes(32), tmp_path / "a.dcm", shown)
+        assert key != approval_key(SECRET, file_digest(tmp_path / "a.dcm"), shown_rules(changed))
+    assert key != approval_key(bytes(32), file_digest(tmp_path / "a.dcm"), shown)
     held(tmp_path / "a.dcm", "US", 2)
-    assert key != approval_key(SECRET, tmp_path / "a.dcm", shown)
+    assert key != approval_key(SECRET, file_digest(tmp_path / "a.dcm"), shown)
+
+
+@not_searched
+def test_with_approvals_each_file_is_read_once_for_its_hash(
+    hospital: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_review(hospital, image_spec(), SECRET, workers=1)
+    approve(hospital.state, shown_keys(hospital.state / "review")[:1])
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: (hashed.append(file.name), digest(file, kind))[1])
+    load_cohorts(hospital, image_spec(), SECRET, workers=1)
+    assert sorted(hashed) == sorted(str(path) for path in (hospital.source.parent / "images").iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "key,date\nJANE,2026-01-01\n", f"key,date\n{'a' * 64},soon\n", "x\n"])
