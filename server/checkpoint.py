@@ -106,11 +106,7 @@ class Checkpoint:
     def save(self, name: str, arrays: Arrays) -> None:
         """Keeps released arrays under a name."""
         self.arrays[name] = arrays
-        path = self.out / "server" / f"{name}.safetensors"
-        save_file(arrays, path.with_suffix(".tmp"))
-        with path.with_suffix(".tmp").open("rb") as file:
-            os.fsync(file.fileno())
-        path.with_suffix(".tmp").replace(path)
+        write_arrays(self.out / "server" / f"{name}.safetensors", arrays)
 
     def save_round(self, rounds_done: int, weights: Arrays, optimizer: Arrays | None = None) -> None:
         """Keeps what a round left: weights, the server optimiser's moments and the round's number, in one file.
@@ -192,6 +188,15 @@ def check_free(out: Path, *, resume: bool) -> None:
             raise RunFolderError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out")
     elif (out / "sampler").exists() or (out / "plan.toml").exists():
         raise RunFolderError(f"{out} holds files that are not a run to resume; choose another --out")
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Writes safetensors, synced; the file is replaced as a whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    save_file(arrays, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _write(path: Path, text: str) -> None:

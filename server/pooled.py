@@ -8,14 +8,12 @@ the same bytes.
 
 from __future__ import annotations
 
-import os
 from logging import getLogger
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ghostnet import protocol, warm_start
 from ghostnet.cohort import Cohort
@@ -28,7 +26,7 @@ from ghostnet.progress import Progress
 from ghostnet.secure_sum import Roster, make_roster, read_roster, sum_modulo
 from ghostnet.training import train_round
 from ghostnet.weights import Arrays, check_arrays, load_arrays, to_arrays
-from server.checkpoint import Checkpoint
+from server.checkpoint import Checkpoint, write_arrays
 from server.conversation import Conversation, Timing, read_arrays
 
 ATTEMPTS = 2  # a hospital whose process died answers the second time, if only that the step is spent
@@ -122,7 +120,7 @@ class StepSums:
             raise FederationError("no discriminator was set; a step is about its weights")
         path = self.folder / f"step-{step + 1}.safetensors"
         if not path.exists():
-            _keep(path, self._collect(step + 1, to_arrays(self.discriminator)))
+            write_arrays(path, self._collect(step + 1, to_arrays(self.discriminator)))
         total = load_file(path).get(_TOTAL)
         if total is None:
             return {name: torch.zeros_like(value).float() for name, value in summed.items()}
@@ -219,11 +217,3 @@ def _agreed_roster(conversation: Conversation, plan: Plan, checkpoint: Checkpoin
             "its hospitals or not at all"
         )
     return roster
-
-
-def _keep(path: Path, arrays: Arrays) -> None:
-    partial = path.with_suffix(".tmp")
-    save_file(arrays, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
