@@ -6,7 +6,6 @@ hospital's own people have put into site.toml must be in it with those keys.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError, PolicyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
@@ -141,14 +141,5 @@ def _load_or_create(path: Path) -> X25519PrivateKey:
 
 def _write_once(path: Path, data: bytes) -> None:
     """Writes a new file, readable by its owner only, and syncs it and its folder; it is whole or not there."""
-    partial = path.with_suffix(".part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(path, data)
+    sync_folder(path.parent)

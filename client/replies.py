@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from safetensors.numpy import load, save
 
+from ghostnet.durable import write_durably
 from ghostnet.errors import LedgerError
 from ghostnet.weights import Arrays
 
@@ -15,12 +15,7 @@ from ghostnet.weights import Arrays
 def write_reply(path: Path, arrays: Arrays) -> str:
     """Stores an answer durably and returns its SHA-256, for the ledger's commit."""
     data = save(arrays)
-    temporary = path.with_suffix(".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

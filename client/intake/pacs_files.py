@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from client.intake.pacs_faults import Fault, FileRefused, PacsFault
+from ghostnet.durable import sync_folder
 
 if TYPE_CHECKING:
     from pydicom.tag import BaseTag
@@ -128,7 +129,7 @@ class PacsFiles:
             file.write(lines.encode("ascii"))
         with disk_faults():
             path.replace(folder / COMPLETE)
-            _sync(folder)
+            sync_folder(folder)
 
     def put(self, study: str, instance: str, parts: Iterable[bytes | memoryview]) -> int:
         """Writes one file as it arrives: under another name, to the disk, and only then under its own.
@@ -236,11 +237,3 @@ def _checked(uid: str) -> str:
     if not is_uid(uid):
         raise FileRefused
     return uid
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

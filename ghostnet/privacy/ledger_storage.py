@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError
 from ghostnet.privacy.chain import Chain, Entry
 from ghostnet.privacy.keys import canonical_json
@@ -142,18 +143,8 @@ def _check_newest(database: sqlite3.Connection, entry: Entry, previous: str) -> 
 def write_witness(path: Path, chain: Chain) -> None:
     """Writes the newest head beside ledger `path`, whole or not at all, and syncs it and its folder."""
     witness = path.with_suffix(".head")
-    fresh = witness.with_name(witness.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(canonical_json({"head": chain.head, "sequence": len(chain)}) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, witness)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(witness, canonical_json({"head": chain.head, "sequence": len(chain)}) + b"\n")
+    sync_folder(path.parent)
 
 
 def read_witness(path: Path) -> tuple[int, str] | None:

@@ -30,7 +30,10 @@ from ghostnet.privacy.ledger import Ledger, verify_ledger
 from tests.privacy.ledgers import PLAN, WARM
 
 REQUESTS = ("warm", "round-1")
-TRACED = ("ghostnet/privacy/ledger.py", "ghostnet/privacy/ledger_storage.py", "ghostnet/privacy/chain.py", __file__)
+TRACED = (
+    *(f"ghostnet/{name}.py" for name in ("privacy/ledger", "privacy/ledger_storage", "privacy/chain", "durable")),
+    __file__,
+)
 RUNS_A_FOLDER = 12
 
 
