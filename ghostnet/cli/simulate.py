@@ -24,8 +24,6 @@ from ghostnet.errors import SiteError
 from ghostnet.plan import Plan, load_plan
 from ghostnet.privacy.claim import resolve
 from ghostnet.progress import Progress
-from ghostnet.report.html import draw_figures, write_report
-from ghostnet.sampler import Sampler
 from server.app import build_app as build_server_app
 from server.checkpoint import check_free
 
@@ -104,7 +102,7 @@ def run(
         raise
     _collect(out, configs)
     if plan.utility.real_reference and plan.utility.noise_multiplier > 0:
-        _add_reference(out, plan, configs, progress)
+        reference.add_to_report(out, plan, configs, progress)
 
 
 def tell(out: Path, *, as_json: bool) -> None:
@@ -194,12 +192,3 @@ def _collect(out: Path, configs: Sequence[SiteConfig]) -> None:
             ledger.backup(copy)
         if (config.state / "site.log").exists():
             shutil.copy2(config.state / "site.log", folder / "site.log")
-
-
-def _add_reference(out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress) -> None:
-    """Adds exact figures to the report: possible in a simulation, where one person holds all the data."""
-    report = json.loads((out / "report.json").read_text())
-    exact = reference.exact_figures(plan, configs, out / "sampler", progress)
-    report["utility"]["classification"]["simulation"] = exact.classification
-    report["fidelity"] = {**exact.fidelity, "method": reference.FIDELITY_METHOD}
-    write_report(out, report, draw_figures(Sampler.load(out / "sampler")))

@@ -128,16 +128,18 @@ def train_classifier(
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Small shifts, turns and zooms, contrast and brightness, blur or noise: float (b,c,h,w) -> same shape.
+    """Random place, size and proportions, a small turn, blur or noise: float (b,c,h,w) -> same shape.
 
-    Never a flip: the side of a finding, or of a digit, matters.
+    As wide as positions differ from one hospital's machines to another's: a classifier that has learned where a
+    generator puts things fails on real images. Never a flip: the side of a finding, or of a digit, matters.
     """
     b = len(images)
-    angle = torch.randn(b) * 0.08  # radians
-    zoom = torch.exp(torch.randn(b) * 0.08)
-    shift = torch.randn(b, 2) * 0.06  # of half the image
+    angle = torch.randn(b) * 0.1  # radians
+    zoom, aspect = torch.exp(torch.randn(b) * 0.17), torch.exp(torch.randn(b) * 0.08)
+    shift = torch.randn(b, 2) * 0.12  # of half the image
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(b, 2, 2)
-    theta = torch.cat([turn * zoom[:, None, None], shift[:, :, None]], dim=2)  # (b, 2, 3)
+    turn = turn * torch.stack([zoom * aspect, zoom / aspect], dim=1)[:, :, None]
+    theta = torch.cat([turn, shift[:, :, None]], dim=2)  # (b, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
