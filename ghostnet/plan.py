@@ -36,6 +36,7 @@ LATER_OPTIONS = frozenset(
         "privacy.patients_at_most",
         "warm_start.more_bandwidths",
         "warm_start.public",
+        "warm_start.shrink_classes",
         "training.discriminator_steps_most",
         "training.fakes_accuracy",
         "training.discriminator_warmup_steps",
@@ -110,6 +111,7 @@ class WarmStartSpec:
     bandwidth: float = 4.0  # kernel scale for images in [0,1]
     more_bandwidths: tuple[float, ...] = ()  # further scales; the features are shared out among all of them
     mean_image_weight: float = 0.3  # share of a patient's norm that goes to the mean image, in [0,1)
+    shrink_classes: bool = False  # draw each class to the mean of all, as far as noise explains their distance
     detail_weight: float = 0.05  # penalty on detail finer than feature_size, of which the release says nothing
     steps: int = 600  # generator steps that fit the released sum
     batch: int = 200  # fakes a fitting step

@@ -11,7 +11,8 @@ over patients, the three parts of a class's block are its kernel mean embedding,
 the number of its patients.
 Class shares are private. They are never assumed: the released mass of a class, noise included, divides its block.
 
-Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahimi and Recht (2007) for the features.
+Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahimi and Recht (2007) for the features;
+James and Stein (1961) for drawing rare classes to the common mean.
 """
 
 from __future__ import annotations
@@ -138,9 +139,37 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
         raise FederationError(
             "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
         )
-    floor = SMALLEST_SHARE * mass.sum()
-    mass = mass.clamp(min=floor)
-    return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
+    total = mass.sum()
+    mass = mass.clamp(min=SMALLEST_SHARE * total)
+    means = blocks[:, :-1] / mass[:, None]
+    if plan.warm_start.shrink_classes:
+        together = blocks[:, :-1].sum(0) / total
+        noise = _relative_noise(plan) * total / mass  # (labels,) standard deviation of a number of a class's mean
+        means = together + _shrunk(means - together, noise, plan.warm_start.features)
+    return ClassMeans(means=means, shares=mass / mass.sum())
+
+
+def _relative_noise(plan: Plan) -> float:
+    """Noise of the hospitals' summed release over the number of their patients, from the plan's public numbers."""
+    federation = plan.federation
+    return plan.warm_start.noise_multiplier / (math.sqrt(federation.min_hospitals) * federation.patients)
+
+
+def _shrunk(apart: torch.Tensor, noise: torch.Tensor, features: int) -> torch.Tensor:
+    """What noise of this size leaves of the classes' distances from their common mean: positive-part James-Stein.
+
+    The two parts of a block, features and mean image, are shrunk each by its own.
+
+    Args:
+        apart: (labels, block - 1).
+        noise: (labels,) standard deviation of each of a class's numbers.
+        features: length of the first part.
+    """
+    parts = []
+    for part in (apart[:, :features], apart[:, features:]):
+        explained = part.shape[1] * noise.square() / part.square().sum(1)  # (labels,) share of the distance
+        parts.append(part * (1 - explained).clamp(min=0)[:, None])
+    return torch.cat(parts, dim=1)
 
 
 def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:

@@ -178,3 +178,28 @@ def test_smooth_images_hold_no_unseen_detail_and_pixel_patterns_do():
     assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), PLAN) > 0.9
     same_size = dataclasses.replace(PLAN, warm_start=dataclasses.replace(PLAN.warm_start, feature_size=28))
     assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), same_size) == 0
+
+
+def test_shrinking_leaves_clear_classes_alone_and_draws_drowned_ones_to_the_common_mean():
+    spec = dataclasses.replace(PLAN.warm_start, shrink_classes=True, noise_multiplier=1.0)
+    plan = dataclasses.replace(PLAN, warm_start=spec)
+    patients = plan.federation.patients * plan.federation.min_hospitals
+    block = warm_start.embedding_size(plan) // 2
+    true = torch.zeros(2, block)
+    true[:, 0] = torch.tensor([0.5, -0.5])
+    true[:, -2] = torch.tensor([0.3, -0.3])
+    true[:, -1] = 0.2
+    counts = torch.tensor([patients - 3.0, 3.0])[:, None]
+    std = plan.warm_start.noise_multiplier * plan.federation.min_hospitals**0.5
+    public = torch.Generator().manual_seed(0)
+    noise = std * torch.randn(true.shape, generator=public)
+    noise[:, -1] = 0
+    crowd = dataclasses.replace(plan, federation=dataclasses.replace(plan.federation, patients=10**6 * patients))
+    large = 1e6 * counts * true + noise
+    clear = warm_start.class_means(large.flatten(), crowd).means
+    assert torch.allclose(clear, 0.2 * large[:, :-1] / large[:, -1:], atol=1e-4)
+    drowned = warm_start.class_means((counts * true + noise).flatten(), plan).means
+    together = (counts * true + noise)[:, :-1].sum(0) / patients
+    noisy = (counts * true + noise)[1, :-1] / 3
+    assert (drowned[1] - together).norm() < 0.5 * (noisy - together).norm()
+    assert torch.equal(warm_start.class_means((counts * true + noise).flatten(), PLAN).means[1], noisy)
