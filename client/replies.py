@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.numpy import load, save
 
-from ghostnet.durable import write_durably
+from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError
 from ghostnet.weights import Arrays
 
@@ -16,6 +16,7 @@ def write_reply(path: Path, arrays: Arrays) -> str:
     """Stores an answer durably and returns its SHA-256, for the ledger's commit."""
     data = save(arrays)
     write_durably(path, data)
+    sync_folder(path.parent)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ghostnet.durable import create_durably
+from ghostnet.durable import create_durably, sync_folder
 from ghostnet.errors import SiteError
 
 SECRET_BYTES = 32
@@ -19,6 +19,7 @@ def load_or_create_secret(path: Path) -> bytes:
     """
     if not path.exists():
         create_durably(path, os.urandom(SECRET_BYTES))
+        sync_folder(path.parent)
     secret = path.read_bytes()
     if len(secret) != SECRET_BYTES:
         raise SiteError(f"{path} holds {len(secret)} bytes, not {SECRET_BYTES}; restore it from your backup")

@@ -21,8 +21,8 @@ def write_durably(path: Path, data: bytes) -> None:
 def create_durably(path: Path, data: bytes) -> None:
     """Like `write_durably`, unless the file is there: of two processes that race here, one wins whole."""
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    _write(fresh, data, os.O_EXCL)
     try:
-        _write(fresh, data, os.O_EXCL)
         with suppress(FileExistsError):  # the other process was first; its file is the one that is read
             os.link(fresh, path)
     finally:

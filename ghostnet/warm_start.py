@@ -139,37 +139,41 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
         raise FederationError(
             "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
         )
-    total = mass.sum()
-    mass = mass.clamp(min=SMALLEST_SHARE * total)
-    means = blocks[:, :-1] / mass[:, None]
-    if plan.warm_start.shrink_classes:
-        together = blocks[:, :-1].sum(0) / total
-        noise = _relative_noise(plan) * total / mass  # (labels,) standard deviation of a number of a class's mean
-        means = together + _shrunk(means - together, noise, plan.warm_start.features)
-    return ClassMeans(means=means, shares=mass / mass.sum())
+    mass = mass.clamp(min=SMALLEST_SHARE * mass.sum())
+    return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
 
 
-def _relative_noise(plan: Plan) -> float:
-    """Noise of the hospitals' summed release over the number of their patients, from the plan's public numbers."""
-    federation = plan.federation
-    return plan.warm_start.noise_multiplier / (math.sqrt(federation.min_hospitals) * federation.patients)
+def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -> torch.Tensor:
+    """Draws each class's mean to the mean of all, as far as noise explains how far apart they are (post-processing).
 
-
-def _shrunk(apart: torch.Tensor, noise: torch.Tensor, features: int) -> torch.Tensor:
-    """What noise of this size leaves of the classes' distances from their common mean: positive-part James-Stein.
-
-    The two parts of a block, features and mean image, are shrunk each by its own.
+    Positive-part James-Stein; features and mean image are shrunk each by its own. Masses stay as they are.
 
     Args:
-        apart: (labels, block - 1).
-        noise: (labels,) standard deviation of each of a class's numbers.
-        features: length of the first part.
+        released_mean: (embedding_size,) the hospitals' noisy sums over hospitals times `federation.patients`.
+        plan: of the release.
+        hospitals: how many noisy sums it holds.
+
+    Returns:
+        (embedding_size,) a release as `class_means` takes it.
+
+    Raises:
+        FederationError: as `class_means`.
     """
+    means = class_means(released_mean, plan).means  # (labels, block - 1)
+    blocks = released_mean.reshape(len(means), -1)
+    total = blocks[:, -1].sum() / MASS_WEIGHT
+    mass = (blocks[:, -1] / MASS_WEIGHT).clamp(min=SMALLEST_SHARE * total)  # (labels,)
+    together = blocks[:, :-1].sum(0) / total
+    apart = means - together
+    # Noise of one number of b_c / m_c - sum(b) / M, where each b holds noise of its own.
+    noise = plan.warm_start.noise_multiplier / (math.sqrt(hospitals) * plan.federation.patients)
+    variance = noise**2 * ((1 / mass - 1 / total).square() + (len(mass) - 1) / total**2)  # (labels,)
     parts = []
-    for part in (apart[:, :features], apart[:, features:]):
-        explained = part.shape[1] * noise.square() / part.square().sum(1)  # (labels,) share of the distance
+    for part in apart.split((plan.warm_start.features, apart.shape[1] - plan.warm_start.features), dim=1):
+        explained = max(0, part.shape[1] - 2) * variance / part.square().sum(1)  # (labels,) share of the distance
         parts.append(part * (1 - explained).clamp(min=0)[:, None])
-    return torch.cat(parts, dim=1)
+    shrunk = (together + torch.cat(parts, dim=1)) * mass[:, None]
+    return torch.cat([shrunk, blocks[:, -1:]], dim=1).reshape(-1)
 
 
 def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:

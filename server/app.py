@@ -154,7 +154,10 @@ def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:
     expected = {protocol.NOISED_SUM: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
     total, count = sum_replies(replies, protocol.NOISED_SUM, expected)
     conversation.require(count, "released the warm start's sum", reasons)
-    return (total / (plan.federation.patients * count)).astype(np.float32)
+    released_mean = (total / (plan.federation.patients * count)).astype(np.float32)
+    if plan.warm_start.shrink_classes:
+        return warm_start.shrink_classes(torch.from_numpy(released_mean), plan, hospitals=count).numpy()
+    return released_mean
 
 
 def _train(

@@ -180,26 +180,34 @@ def test_smooth_images_hold_no_unseen_detail_and_pixel_patterns_do():
     assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), same_size) == 0
 
 
-def test_shrinking_leaves_clear_classes_alone_and_draws_drowned_ones_to_the_common_mean():
-    spec = dataclasses.replace(PLAN.warm_start, shrink_classes=True, noise_multiplier=1.0)
+@pytest.mark.parametrize(("hospitals", "patients"), [(1, 10), (9, 20), (9, 60)])
+def test_shrinking_takes_out_what_noise_explains_whatever_the_true_number_of_patients(hospitals, patients):
+    """A drowned class (3 patients a hospital) comes to the mean of all; a clear one stays where it is."""
+    spec = dataclasses.replace(PLAN.warm_start, noise_multiplier=1.0)
     plan = dataclasses.replace(PLAN, warm_start=spec)
-    patients = plan.federation.patients * plan.federation.min_hospitals
-    block = warm_start.embedding_size(plan) // 2
-    true = torch.zeros(2, block)
-    true[:, 0] = torch.tensor([0.5, -0.5])
-    true[:, -2] = torch.tensor([0.3, -0.3])
-    true[:, -1] = 0.2
-    counts = torch.tensor([patients - 3.0, 3.0])[:, None]
-    std = plan.warm_start.noise_multiplier * plan.federation.min_hospitals**0.5
-    public = torch.Generator().manual_seed(0)
-    noise = std * torch.randn(true.shape, generator=public)
+    true = torch.zeros(2, warm_start.embedding_size(plan) // 2)
+    true[:, 0], true[:, -2], true[:, -1] = torch.tensor([0.5, -0.5]), torch.tensor([0.3, -0.3]), warm_start.MASS_WEIGHT
+    noise = hospitals**0.5 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
     noise[:, -1] = 0
-    crowd = dataclasses.replace(plan, federation=dataclasses.replace(plan.federation, patients=10**6 * patients))
-    large = 1e6 * counts * true + noise
-    clear = warm_start.class_means(large.flatten(), crowd).means
-    assert torch.allclose(clear, 0.2 * large[:, :-1] / large[:, -1:], atol=1e-4)
-    drowned = warm_start.class_means((counts * true + noise).flatten(), plan).means
-    together = (counts * true + noise)[:, :-1].sum(0) / patients
-    noisy = (counts * true + noise)[1, :-1] / 3
-    assert (drowned[1] - together).norm() < 0.5 * (noisy - together).norm()
-    assert torch.equal(warm_start.class_means((counts * true + noise).flatten(), PLAN).means[1], noisy)
+
+    def distances(counts: tuple[float, float]) -> tuple[float, float]:
+        summed = (hospitals * torch.tensor(counts)[:, None] * true + noise).flatten()
+        released = summed / (hospitals * plan.federation.patients)
+        shrunk = warm_start.shrink_classes(released, plan, hospitals=hospitals)
+        return tuple(
+            float((warm_start.class_means(mean, plan).means.diff(dim=0)).norm()) for mean in (released, shrunk)
+        )
+
+    before, after = distances((patients - 3.0, 3.0))
+    assert after < 0.6 * before
+    before, after = distances((1e6, 1e6))
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_shrinking_keeps_masses_and_the_mean_of_all():
+    data = cohort([60, 20])
+    released = warm_start.patient_embeddings(data, PLAN).sum(0) / PLAN.federation.patients
+    shrunk = warm_start.shrink_classes(released, PLAN, hospitals=1)
+    before, after = (r.reshape(2, -1) for r in (released, shrunk))
+    assert torch.equal(before[:, -1], after[:, -1])
+    assert not torch.allclose(before, after)

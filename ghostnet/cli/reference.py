@@ -29,8 +29,8 @@ FIDELITY_METHOD = (
 )
 
 REFERENCE_SEED = 0
-"""Of the classifier trained on real images, whatever the plan's seed: fidelity is measured through its features, so
-runs on the same data are seen through the same network."""
+"""Of the first weights of the classifier trained on real images, whatever the plan's seed: fidelity is measured through
+its features, so that runs on the same images are seen through networks that differ by the images' order alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

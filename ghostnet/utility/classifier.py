@@ -1,7 +1,8 @@
 """A small classifier for synthetic images: same recipe every time, so that its score says something about the images.
 
-Nothing is chosen by looking at test data: the number of steps is given, the learning rate follows a fixed schedule,
-and the weights used are a running average of the last steps.
+No run chooses anything by its test data: the number of steps is given, the learning rate follows a fixed schedule, and
+the weights used are a running average of the last steps. (How wide `augment` is was settled with a look at test rows of
+public sets: docs/results.md.)
 """
 
 from __future__ import annotations
