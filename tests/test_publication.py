@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from ghostnet import warm_start
+from ghostnet import protocol, warm_start
 from ghostnet.cli.main import app
 from ghostnet.errors import DataError, PlanError
 from ghostnet.models import Mixture, build_generator, noise_length
-from ghostnet.plan import Plan, plan_from_dict
+from ghostnet.plan import Plan, load_plan, plan_from_dict
 from ghostnet.privacy.certificate import verify_sampler
 from ghostnet.public_images import fit_public, load_public
 from ghostnet.sampler import Sampler, write_sampler
@@ -128,7 +129,7 @@ def test_a_run_publishes_mixture_prior_and_public_start_and_verifies(tmp_path):
     plan_file = tmp_path / "plan.toml"
     text = tiny_plan_text()
     text = text.replace("[image]", "[image]\nreleased_prior = true", 1)
-    text = text.replace("[warm_start]", '[warm_start]\npublic = "procedural"', 1)
+    text = text.replace("[warm_start]", '[warm_start]\npublic = "procedural"\nshrink_classes = true', 1)
     plan_file.write_text(text.replace("[federation]", "[federation]\ncheckpoints = 2", 1))
     rng = np.random.default_rng(0)
     data = tmp_path / "data.npz"
@@ -144,3 +145,10 @@ def test_a_run_publishes_mixture_prior_and_public_start_and_verifies(tmp_path):
     assert sampler.config.image.label_prior != tiny_plan().image.label_prior
     assert sampler.config.image.label_prior[0] == pytest.approx(2 / 3, abs=0.15)
     assert [check.name for check in verify_sampler(run / "sampler") if not check.passed] == []
+    # What was released is the hospitals' two sums, with the classes drawn together
+    sums = [load_file(path)[protocol.NOISED_SUM] for path in run.glob("sites/*/runs/*/warm_start.safetensors")]
+    plain = torch.from_numpy(sum(sums) / (2 * tiny_plan().federation.patients))
+    shrunk = warm_start.shrink_classes(plain, load_plan(run / "plan.toml"), hospitals=len(sums))
+    (released,) = (load_file(path)[protocol.RELEASED_MEAN] for path in run.glob("server/released*.safetensors"))
+    assert np.allclose(released, shrunk, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(released, plain, rtol=1e-3)
