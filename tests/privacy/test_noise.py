@@ -201,7 +201,7 @@ def test_a_million_values_take_a_fifth_of_a_second() -> None:
     zeros = torch.zeros(1_000_000)
     add_gaussian(zeros[:1], std=1.7, entropy=source)  # builds the table
     seconds = []
-    for _ in range(5):
+    for _ in range(25):  # the least of many: other programs on the machine only add to it
         start = time.process_time()
         add_gaussian(zeros, std=1.7, entropy=source)
         seconds.append(time.process_time() - start)
