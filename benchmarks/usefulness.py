@@ -79,16 +79,16 @@ def main() -> None:
     unknown = [name for name in arguments.rows if name not in rows]
     if unknown:
         parser.error(f"no row {unknown[0]!r} in {ROWS_FILE}; choose from: {', '.join(rows)}")
-    if arguments.again:
-        for name in arguments.rows:
+    for name in arguments.rows:
+        if arguments.again:
             for path in sorted((arguments.out / name).glob("*/result.json")):
                 measure_again(path.parent)
+        elif not arguments.classes:
+            for seed in arguments.seeds.split(","):
+                run_row(rows[name], arguments.out / name / seed, int(seed), arguments.data)
     if arguments.classes:
         print("\n\n".join(class_table(name, arguments.out) for name in arguments.rows))
         return
-    for name in [] if arguments.again else arguments.rows:
-        for seed in arguments.seeds.split(","):
-            run_row(rows[name], arguments.out / name / seed, int(seed), arguments.data)
     if arguments.table:
         done = collect(rows, arguments.out)
         print(json.dumps(done, indent=2) if arguments.json else table(done))

@@ -134,13 +134,18 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
             "was it made from the same plan?"
         )
     blocks = released_mean.reshape(len(plan.image.labels), -1)
-    mass = blocks[:, -1] / MASS_WEIGHT  # (labels,)
-    if float(mass.sum()) <= 0:
+    if float(blocks[:, -1].sum()) <= 0:
         raise FederationError(
             "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
         )
-    mass = mass.clamp(min=SMALLEST_SHARE * mass.sum())
+    mass = _masses(blocks)
     return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
+
+
+def _masses(blocks: torch.Tensor) -> torch.Tensor:
+    """Released mass of each class, at least SMALLEST_SHARE of all: (labels, block) -> (labels,)."""
+    mass = blocks[:, -1] / MASS_WEIGHT
+    return mass.clamp(min=SMALLEST_SHARE * mass.sum())
 
 
 def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -> torch.Tensor:
@@ -161,8 +166,7 @@ def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -
     """
     means = class_means(released_mean, plan).means  # (labels, block - 1)
     blocks = released_mean.reshape(len(means), -1)
-    total = blocks[:, -1].sum() / MASS_WEIGHT
-    mass = (blocks[:, -1] / MASS_WEIGHT).clamp(min=SMALLEST_SHARE * total)  # (labels,)
+    mass, total = _masses(blocks), blocks[:, -1].sum() / MASS_WEIGHT  # (labels,), scalar
     together = blocks[:, :-1].sum(0) / total
     apart = means - together
     # Noise of one number of b_c / m_c - sum(b) / M, where each b holds noise of its own.
