@@ -10,6 +10,7 @@ A row is a shipped plan with a few keys changed (benchmarks/usefulness.toml), so
 exactly the keys that they name. Each seed is one `ghostnet simulate` in a process of its own, in OUT/ROW/SEED; a run
 that was stopped goes on where it was, one that is done is not repeated. The plan as it ran is beside its figures.
 Seeds are public randomness (networks, features, fakes, partition); sampling and noise are drawn afresh each time.
+Runs whose plan is no longer the row's are neither gone on with nor shown.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ from ghostnet.progress import silent
 ROWS_FILE = Path(__file__).with_suffix(".toml")
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 FIGURES = ("auc_exact", "macro_auc_exact", "accuracy_exact", "auc_real", "macro_auc_real", "accuracy_real")
+COLUMNS = (
+    "row",
+    "what",
+    "epsilon",
+    "seeds",
+    "AUC",
+    "accuracy",
+    "real AUC / accuracy",
+    "Frechet (real)",
+    "precision / recall",
+    "wall",
+)
 LIKENESS = ("frechet", "kernel", "precision", "recall", "real_frechet")
 
 
@@ -87,7 +101,7 @@ def main() -> None:
             for seed in arguments.seeds.split(","):
                 run_row(rows[name], arguments.out / name / seed, int(seed), arguments.data)
     if arguments.classes:
-        print("\n\n".join(class_table(name, arguments.out) for name in arguments.rows))
+        print("\n\n".join(class_table(name, rows[name], arguments.out) for name in arguments.rows))
         return
     if arguments.table:
         done = collect(rows, arguments.out)
@@ -119,11 +133,19 @@ def row_plan(row: Row, seed: int) -> dict[str, Any]:
 
 
 def run_row(row: Row, folder: Path, seed: int, data: Path) -> None:
-    """One seed of one row: starts it, goes on with it, or leaves it be when it is done."""
+    """One seed of one row: starts it, goes on with it, or leaves it be when it is done.
+
+    Raises:
+        SystemExit: the folder holds a run with other settings.
+    """
+    plan, run = folder / "plan.toml", folder / "run"
+    if plan.exists() and not _is_of(row, folder):
+        raise SystemExit(
+            f"{folder} was run with other settings than the row has today; remove it, or give another --out"
+        )
     if (folder / "result.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    plan, run = folder / "plan.toml", folder / "run"
     plan.write_text(tomli_w.dumps(row_plan(row, seed)), encoding="utf-8")
     command = [sys.executable, "-m", "ghostnet", "simulate", str(plan), "--data", str(data / row.data)]
     command += ["--sites", str(row.sites), "--partition", row.partition, "--out", str(run)]
@@ -154,6 +176,7 @@ def _write_result(folder: Path, *, seed: int, wall_s: float) -> None:
         "wall_s": wall_s,
         "epsilon_pld": report["privacy"]["epsilon_pld"],
         "delta": report["privacy"]["delta"],
+        "measured_again": report["utility"].get("classification", {}).get("simulation_again", False),
         **report["utility"].get("classification", {}).get("simulation", {}),
         **{key: value for key, value in report["fidelity"].items() if key in LIKENESS},
     }
@@ -164,7 +187,7 @@ def collect(rows: dict[str, Row], out: Path) -> list[dict[str, Any]]:
     """Every row of which at least one seed is done: mean, spread and number of seeds of each figure."""
     done = []
     for name, row in rows.items():
-        if results := _results(out / name):
+        if results := _results(row, out / name):
             known = {key for result in results for key in result}
             figures = {key: _summary([r[key] for r in results if key in r]) for key in (*FIGURES, *LIKENESS, "wall_s")
                        if key in known}  # fmt: skip
@@ -175,45 +198,58 @@ def collect(rows: dict[str, Row], out: Path) -> list[dict[str, Any]]:
 
 def table(done: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean over the seeds and, with three or more of them, their standard deviation."""
-    lines = [
-        "| row | what | epsilon | seeds | AUC | accuracy | real AUC / accuracy | Frechet (real) | recall | wall |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for entry in done:
-        real = f"{_shown(_auc(entry, 'real'))} / {_shown(entry.get('accuracy_real'))}"
+        shown = partial(_shown, seeds=entry["seeds"])
+        real = f"{shown(_auc(entry, 'real'))} / {shown(entry.get('accuracy_real'))}"
         cells = [
             f"`{entry['row']}`",
             entry["says"],
             f"{entry['epsilon_pld']:.3g}",
             str(entry["seeds"]),
-            _shown(_auc(entry, "exact")),
-            _shown(entry.get("accuracy_exact")),
+            shown(_auc(entry, "exact")),
+            shown(entry.get("accuracy_exact")),
             real,
-            f"{_shown(entry.get('frechet'))} ({_shown(entry.get('real_frechet'))})",
-            _shown(entry.get("recall")),
+            f"{shown(entry.get('frechet'))} ({shown(entry.get('real_frechet'))})",
+            f"{shown(entry.get('precision'))} / {shown(entry.get('recall'))}",
             f"{entry['wall_s']['mean'] / 60:.1f} min",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def class_table(row: str, out: Path) -> str:
+def class_table(name: str, row: Row, out: Path) -> str:
     """Markdown: AUC (one class against the rest) and recall of each class, synthetic and real, over the seeds done."""
-    results = _results(out / row)
+    results = _results(row, out / name)
     classes = [key.removeprefix("auc_exact of ") for key in (results or [{}])[0] if key.startswith("auc_exact of ")]
     lines = [
-        f"| `{row}`, {len(results)} seeds | AUC | recall | AUC, real images | recall, real images |",
+        f"| `{name}`, {len(results)} seeds | AUC | recall | AUC, real images | recall, real images |",
         "|---|---|---|---|---|",
     ]
-    for name in classes:
-        keys = [f"{metric}_{kind} of {name}" for kind in ("exact", "real") for metric in ("auc", "recall")]
+    for label in classes:
+        keys = [f"{metric}_{kind} of {label}" for kind in ("exact", "real") for metric in ("auc", "recall")]
         known = [[result[key] for result in results if key in result] for key in keys]
-        lines.append(f"| {name} | " + " | ".join(_shown(_summary(k) if k else None) for k in known) + " |")
+        lines.append(
+            f"| {label} | " + " | ".join(_shown(_summary(k) if k else None, len(results)) for k in known) + " |"
+        )
     return "\n".join(lines)
 
 
-def _results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
+    """Of the seeds that were run with the row's settings; of the others a line on stderr."""
+    known = []
+    for path in sorted(folder.glob("*/result.json")):
+        if _is_of(row, path.parent):
+            known.append(json.loads(path.read_text()))
+        else:
+            print(f"{path.parent}: left out, run with other settings than the row has today", file=sys.stderr)
+    return known
+
+
+def _is_of(row: Row, folder: Path) -> bool:
+    """Whether the plan that was run there is the row's of today."""
+    stored: dict[str, Any] = tomllib.loads((folder / "plan.toml").read_text(encoding="utf-8"))
+    return stored == row_plan(row, stored["seed"])
 
 
 def _auc(entry: dict[str, Any], kind: str) -> dict[str, float] | None:
@@ -223,15 +259,17 @@ def _auc(entry: dict[str, Any], kind: str) -> dict[str, float] | None:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float]:
-    spread = statistics.stdev(values) if len(values) > 2 else None
-    return {"mean": statistics.fmean(values), **({} if spread is None else {"spread": spread})}
+    spread = {"spread": statistics.stdev(values)} if len(values) > 2 else {}
+    return {"mean": statistics.fmean(values), "seeds": len(values), **spread}
 
 
-def _shown(figure: dict[str, float] | None) -> str:
+def _shown(figure: dict[str, float] | None, seeds: int) -> str:
+    """The mean, its spread if it has one, and its number of seeds where that is not the row's."""
     if figure is None:
         return "-"
     spread = f" ± {figure['spread']:.3f}" if "spread" in figure else ""
-    return f"{figure['mean']:.3f}{spread}"
+    fewer = f" (of {figure['seeds']})" if figure["seeds"] < seeds else ""
+    return f"{figure['mean']:.3f}{spread}{fewer}"
 
 
 if __name__ == "__main__":

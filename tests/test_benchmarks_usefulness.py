@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from benchmarks import usefulness
 from ghostnet.plan import plan_from_dict
@@ -35,34 +37,43 @@ def test_the_seed_is_in_the_plan_and_changes_nothing_else() -> None:
     assert {key for key in first if first[key] != second[key]} == {"seed"}
 
 
+def write_result(folder: Path, seed: int, row: usefulness.Row, **result: object) -> None:
+    folder.mkdir(parents=True)
+    (folder / "plan.toml").write_text(tomli_w.dumps(usefulness.row_plan(row, seed)))
+    (folder / "result.json").write_text(json.dumps({"seed": seed, "wall_s": 60.0, "epsilon_pld": 1.0, **result}))
+
+
 def test_the_table_shows_mean_and_spread_of_what_is_done_and_a_done_seed_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, row = next(iter(ROWS.items()))
     for seed, accuracy in enumerate((0.90, 0.92, 0.94)):
         folder = tmp_path / name / str(seed)
-        folder.mkdir(parents=True)
-        result = {"seed": seed, "wall_s": 60.0, "epsilon_pld": 1.0, "delta": 1e-5, "accuracy_exact": accuracy}
-        (folder / "result.json").write_text(json.dumps(result))
+        write_result(folder, seed, row, accuracy_exact=accuracy, **({"recall": 0.5} if seed else {}))
         usefulness.run_row(row, folder, seed, Path("nowhere"))
     assert capsys.readouterr().err == ""
     done = usefulness.collect(ROWS, tmp_path)
     assert [entry["row"] for entry in done] == [name]
-    assert done[0]["accuracy_exact"] == pytest.approx({"mean": 0.92, "spread": 0.02})
+    assert done[0]["accuracy_exact"] == pytest.approx({"mean": 0.92, "seeds": 3, "spread": 0.02})
     assert "| 0.920 ± 0.020 |" in usefulness.table(done)
+    assert "| - / 0.500 (of 2) |" in usefulness.table(done)
+
+
+def test_a_run_with_other_settings_is_neither_shown_nor_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, row = next(iter(ROWS.items()))
+    write_result(tmp_path / name / "0", 0, row, accuracy_exact=0.9)
+    changed = dataclasses.replace(row, change={**row.change, "training.ema": 0.5})
+    assert usefulness.collect({name: changed}, tmp_path) == []
+    assert f"{name}/0: left out" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="other settings"):
+        usefulness.run_row(changed, tmp_path / name / "0", 0, Path("nowhere"))
 
 
 def test_classes_are_shown_one_by_one_and_several_classes_by_their_mean_auc(tmp_path: Path) -> None:
-    folder = tmp_path / "skin" / "0"
-    folder.mkdir(parents=True)
-    result = {"wall_s": 60.0, "epsilon_pld": 8.0, "macro_auc_exact": 0.71, "macro_auc_real": 0.85}
-    result |= {
-        "accuracy_exact": 0.5,
-        "auc_exact of mel": 0.66,
-        "recall_exact of mel": 0.4,
-        "auc_real of mel": 0.8,
-        "recall_real of mel": 0.6,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
+    figures = {"macro_auc_exact": 0.71, "macro_auc_real": 0.85, "accuracy_exact": 0.5}
+    of_mel = {"auc_exact of mel": 0.66, "recall_exact of mel": 0.4, "auc_real of mel": 0.8, "recall_real of mel": 0.6}
+    write_result(tmp_path / "skin" / "0", 0, ROWS["skin"], **figures, **of_mel)
     assert "| 0.710 | 0.500 | 0.850 / - |" in usefulness.table(usefulness.collect(ROWS, tmp_path))
-    assert "| mel | 0.660 | 0.400 | 0.800 | 0.600 |" in usefulness.class_table("skin", tmp_path)
+    assert "| mel | 0.660 | 0.400 | 0.800 | 0.600 |" in usefulness.class_table("skin", ROWS["skin"], tmp_path)

@@ -147,6 +147,9 @@ def test_utility_stands_beside_its_chance_line_and_interval(report: dict[str, An
     words = Page(render_page(report, pictures)).words
     assert "trained on the real images" in words
     assert "0.930" in words
+    assert "measured again" not in words
+    found["simulation_again"] = True
+    assert "measured again" in Page(render_page(report, pictures)).words
 
 
 def test_each_label_has_its_row_of_images_and_masks(report: dict[str, Any], pictures: ReportFigures) -> None:

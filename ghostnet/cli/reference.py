@@ -77,10 +77,16 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
 
 
 def add_to_report(out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress) -> None:
-    """Adds exact figures to a finished run's report.json and report.html, in place of those already there."""
+    """Adds exact figures to a finished run's report.json and report.html.
+
+    In place of those already there, if any, which is then said in the report: what the hospitals released remains of
+    the classifier of the run.
+    """
     report = json.loads((out / "report.json").read_text())
     exact = exact_figures(plan, configs, out / "sampler", progress)
-    report["utility"]["classification"]["simulation"] = exact.classification
+    classified = report["utility"]["classification"]
+    classified["simulation_again"] = "simulation" in classified
+    classified["simulation"] = exact.classification
     report["fidelity"] = {**exact.fidelity, "method": FIDELITY_METHOD}
     write_report(out, report, draw_figures(Sampler.load(out / "sampler")))
 

@@ -160,7 +160,8 @@ PAGE = """<!doctype html>
     classification.method }}.{% endif %}</p>
   {% if simulated %}<p class="note">The exact figures exist because this run was a simulation on data that its
     operator already holds.
-  A real hospital does not release them.</p>{% endif %}
+  A real hospital does not release them.{% if classification.simulation_again %} They were measured again after the run;
+    the released figures are of the classifier of the run.{% endif %}</p>{% endif %}
 </section>
 {% endif %}
 
