@@ -41,6 +41,26 @@ Verdict = Literal["useful", "rough", "too few patients"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Release:
+    """What each hospital releases in the warm start."""
+
+    mu: float  # Gaussian privacy parameter
+    side: int  # pixels a side
+    features: int  # random features
+    class_signal: float  # signal of one class's mean embedding over the norm of its noise
+
+    def to_table(self) -> dict[str, Any]:
+        return {
+            "noise_multiplier": _rounded_up(1 / self.mu),
+            "features": self.features,
+            "feature_size": self.side,
+            "bandwidth": max(2.0, self.side / 8),
+            "shrink_classes": self.class_signal < ENOUGH_SIGNAL,
+            "steps": 800,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suggestion:
     """A plan and the reasons for it.
 
@@ -100,31 +120,40 @@ def suggest(
     steps_signal = min(patients) * mu * math.sqrt(1 - FIGURES_SHARE - warm_share)
     with_steps = steps_signal >= STEPS_SIGNAL
     warm_share = warm_share if with_steps else 1 - FIGURES_SHARE
-    warm_mu = mu * math.sqrt(warm_share)
-    side, features, class_signal = _release(patients, len(labels), warm_mu, size, channels)
-    verdict: Verdict = (
-        "useful" if class_signal >= ENOUGH_SIGNAL else "rough" if class_signal >= SOME_SIGNAL else "too few patients"
-    )
-    tables = _tables(patients, size, epsilon, delta, labels, channels, images_per_patient, mu, warm_mu)
-    tables["warm_start"] |= {
-        "features": features,
-        "feature_size": side,
-        "bandwidth": max(2.0, side / 8),
-        "shrink_classes": class_signal < ENOUGH_SIGNAL,
+    release = _release(patients, len(labels), mu * math.sqrt(warm_share), size, channels)
+    tables = {
+        "name": "suggested",
+        "image": {
+            "size": size,
+            "channels": channels,
+            "labels": list(labels),
+            "label_prior": [1 / len(labels)] * len(labels),
+        },
+        "model": {"latent": 32, "generator_width": 24, "discriminator_width": 24},
+        "privacy": {
+            "epsilon": epsilon,
+            "delta": delta,
+            "sampling_rate": MOST_SAMPLED,
+            "steps": 0,
+            "images_per_patient": images_per_patient,
+        },
+        "warm_start": {**release.to_table(), "batch": max(200, 40 * len(labels))},
+        "federation": {"rounds": 0, "patients": sorted(patients)[len(patients) // 2]},
+        "utility": {"noise_multiplier": _rounded_up(1 / (mu * math.sqrt(FIGURES_SHARE)))},
     }
     if with_steps:
         _add_steps(tables, min(patients), size, minutes)
     plan = resolve(plan_from_dict(tables, source="the suggested plan"))
     suggestion = Suggestion(
         plan=plan,
-        verdict=verdict,
+        verdict=_verdict(release.class_signal),
         reasons=(),
-        class_signal=class_signal,
+        class_signal=release.class_signal,
         steps_signal=steps_signal if with_steps else 0.0,
         warm_share=warm_share,
         mu=mu,
     )
-    reasons = _reasons(suggestion, patients, epsilon, delta, warm_mu, steps_signal)
+    reasons = _reasons(suggestion, patients, epsilon, delta, release.mu, steps_signal)
     return dataclasses.replace(suggestion, reasons=reasons)
 
 
@@ -156,52 +185,20 @@ def _warm_share(patients: Sequence[int], classes: int, mu: float, numbers: int) 
     return min(most, max(least, (wanted / mu) ** 2))
 
 
-def _release(patients: Sequence[int], classes: int, warm_mu: float, size: int, channels: int) -> tuple[int, int, float]:
-    """The longest release whose class signal is still enough, or the shortest: pixels a side, features, that signal."""
+def _release(patients: Sequence[int], classes: int, mu: float, size: int, channels: int) -> _Release:
+    """The longest release whose class signal is still enough, or the shortest."""
     for side, features in RELEASES:
         side = min(side, size)
-        signal = class_signal(patients, classes, warm_mu, features + channels * side**2)
+        signal = class_signal(patients, classes, mu, features + channels * side**2)
         if signal >= ENOUGH_SIGNAL:
             break
-    return side, features, signal
+    return _Release(mu=mu, side=side, features=features, class_signal=signal)
 
 
-def _tables(
-    patients: Sequence[int],
-    size: int,
-    epsilon: float,
-    delta: float,
-    labels: Sequence[str],
-    channels: int,
-    images_per_patient: int,
-    mu: float,
-    warm_mu: float,
-) -> dict[str, Any]:
-    """The plan of a warm start alone, as TOML tables."""
-    return {
-        "name": "suggested",
-        "image": {
-            "size": size,
-            "channels": channels,
-            "labels": list(labels),
-            "label_prior": [1 / len(labels)] * len(labels),
-        },
-        "model": {"latent": 32, "generator_width": 24, "discriminator_width": 24},
-        "privacy": {
-            "epsilon": epsilon,
-            "delta": delta,
-            "sampling_rate": MOST_SAMPLED,
-            "steps": 0,
-            "images_per_patient": images_per_patient,
-        },
-        "warm_start": {
-            "noise_multiplier": _rounded_up(1 / warm_mu),
-            "steps": 800,
-            "batch": max(200, 40 * len(labels)),
-        },
-        "federation": {"rounds": 0, "patients": sorted(patients)[len(patients) // 2]},
-        "utility": {"noise_multiplier": _rounded_up(1 / (mu * math.sqrt(FIGURES_SHARE)))},
-    }
+def _verdict(signal: float) -> Verdict:
+    if signal >= ENOUGH_SIGNAL:
+        return "useful"
+    return "rough" if signal >= SOME_SIGNAL else "too few patients"
 
 
 def _add_steps(tables: dict[str, Any], smallest: int, size: int, minutes: float) -> None:

@@ -23,9 +23,10 @@ from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.claim import claim, resolve
 from ghostnet.privacy.ledger import verify_ledger
-from ghostnet.secure_sum import Member, Roster, make_roster, mask_key_document, sum_modulo
+from ghostnet.secure_sum import Roster, make_roster, mask_key_document, sum_modulo
 from ghostnet.weights import arrays_sha256, to_arrays
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
+from tests.rosters import join_all
 from tests.server.direct_grid import write_hospitals
 from tests.test_secure_sum import looks_uniform
 
@@ -54,17 +55,6 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def sites(files: list[Path]) -> list[Site]:
     return [Site(load_site(file)) for file in files]
-
-
-def join(sites: list[Site], plan: Plan, run_id: str) -> Roster:
-    members = []
-    for site in sites:
-        joined = site.join(plan, run_id)
-        members.append(
-            Member(site=joined.name, public_key=joined.public_key, mask_key=joined.mask_key,
-                   signature=joined.mask_key_signature)
-        )  # fmt: skip
-    return make_roster(run_id=run_id, plan_hash=plan.hash(), hospitals=2, members=members)
 
 
 def asked(site: Site, plan: Plan, run_id: str, step: int, roster: Roster | str) -> np.ndarray:
@@ -97,7 +87,7 @@ def test_what_a_coalition_may_learn_is_bounded_over_all_runs(files: list[Path], 
 
 def test_one_hospitals_answer_is_uniform_and_the_sum_is_not(sites: list[Site], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     parts = [asked(site, plan, run_id, 1, roster) for site in sites]
     assert all(looks_uniform(part) for part in parts)
     assert np.abs(sum_modulo(parts)).max() < 2**45  # noise and a few gradients, in steps of about 2^-37 of the noise
@@ -105,7 +95,7 @@ def test_one_hospitals_answer_is_uniform_and_the_sum_is_not(sites: list[Site], p
 
 def test_a_repeated_step_gets_the_same_bytes_and_an_older_one_is_refused(sites: list[Site], plan: Plan) -> None:
     run_id, site = secrets.token_hex(16), sites[0]
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     first = asked(site, plan, run_id, 1, roster)
     np.testing.assert_array_equal(first, asked(site, plan, run_id, 1, roster))
     np.testing.assert_array_equal(first, asked(Site(site.config), plan, run_id, 1, roster))  # another process
@@ -120,7 +110,7 @@ def test_a_repeated_step_gets_the_same_bytes_and_an_older_one_is_refused(sites: 
 
 def test_steps_that_the_plan_does_not_have_are_refused(sites: list[Site], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     for step in (0, -1, plan.privacy.steps + 1):
         with pytest.raises(LedgerError):
             asked(sites[0], plan, run_id, step, roster)
@@ -131,13 +121,13 @@ def test_steps_that_the_plan_does_not_have_are_refused(sites: list[Site], plan: 
 
 def test_the_roster_is_pinned_with_the_first_step(sites: list[Site], plan: Plan, tmp_path: Path) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     asked(sites[0], plan, run_id, 1, roster)
     (tmp_path / "other").mkdir()
     other = write_hospitals(
         tmp_path / "other", ("north",), lambda path, i: write_striped_npz(path), epsilon=20.0, coalition=200.0
     )
-    changed = join([sites[0], Site(load_site(other[0]))], plan, run_id)
+    changed = join_all([sites[0], Site(load_site(other[0]))], plan, run_id)
     with pytest.raises(PolicyError, match="P18"):
         asked(sites[0], plan, run_id, 2, changed)
     asked(sites[0], plan, run_id, 2, roster)
@@ -145,7 +135,7 @@ def test_the_roster_is_pinned_with_the_first_step(sites: list[Site], plan: Plan,
 
 def test_a_key_that_was_swapped_on_the_way_is_refused_before_anything_is_spent(sites: list[Site], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     text = roster.to_text()
     north = next(member for member in roster.members if member.site == "north")
     for bad in (text.replace(north.mask_key, "11" * 32), text.replace(north.signature, "22" * 64), "", "{}"):
@@ -158,7 +148,7 @@ def test_a_roster_with_this_hospital_under_a_strangers_signing_key_is_refused_be
     sites: list[Site], plan: Plan
 ) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     own, other = roster.members
     stranger = Ed25519PrivateKey.generate()
     document = mask_key_document(run_id=run_id, plan_hash=plan.hash(), site=own.site, mask_key=own.mask_key)
@@ -175,7 +165,7 @@ def test_keys_are_pinned_in_a_statement_only_where_the_roster_was_held_against_t
     files: list[Path], sites: list[Site], plan: Plan
 ) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     asked(sites[0], plan, run_id, 1, roster)
     text, north = files[0].read_text(), next(m for m in roster.members if m.site == "north")
     for key, said in (("0" * 64, "first use"), (north.public_key, "pinned")):
@@ -191,7 +181,7 @@ def test_peers_of_site_toml_are_the_only_ones_that_a_hospital_masks_with(files: 
     for peers, good in ((f'["north={known}"]', True), (f'["north={"0" * 64}"]', False), (f'["x={known}"]', False)):
         files[0].write_text(text + f"peers = {peers}\n")
         harbour = Site(load_site(files[0]))
-        roster = join([harbour, north], plan, run_id)
+        roster = join_all([harbour, north], plan, run_id)
         if good:
             asked(harbour, plan, run_id, 1, roster)
         else:
@@ -204,7 +194,7 @@ def test_peers_of_site_toml_are_the_only_ones_that_a_hospital_masks_with(files: 
 
 def test_the_statement_says_who_was_masked_with_and_the_mask_key_is_gone(sites: list[Site], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     asked(sites[0], plan, run_id, 1, roster)
     folder = sites[0].config.state / "runs" / run_id
     assert os.stat(folder / "mask.key").st_mode & 0o077 == 0
@@ -231,7 +221,7 @@ def _finish(site: Site, plan: Plan, run_id: str, generator: dict[str, np.ndarray
 def test_a_ledger_that_is_kept_open_is_let_go_at_the_end_and_by_a_refusal(files: list[Path], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
     sites = [Site(load_site(file), keep_ledger_open=True) for file in files]
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     asked(sites[0], plan, run_id, 1, roster)
     with pytest.raises(LedgerError, match="in use"):
         asked(Site(sites[0].config), plan, run_id, 1, roster)
@@ -264,7 +254,7 @@ def test_a_hospital_killed_in_a_step_never_masks_that_step_again(
     files: list[Path], sites: list[Site], plan: Plan, tmp_path: Path
 ) -> None:
     run_id = secrets.token_hex(16)
-    roster = join(sites, plan, run_id)
+    roster = join_all(sites, plan, run_id)
     (tmp_path / "plan.toml").write_text(tiny_plan_text(**POOLED))
     (tmp_path / "roster").write_text(roster.to_text())
     command = [sys.executable, "-c", KILLED, str(files[0]), str(tmp_path / "plan.toml"), run_id]

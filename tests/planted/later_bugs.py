@@ -31,13 +31,14 @@ from ghostnet.perceptual import embed
 from ghostnet.plan import Plan
 from ghostnet.privacy.claim import resolve
 from ghostnet.privacy.events import Event, GaussianRelease
-from ghostnet.secure_sum import Masks, Member, make_roster
+from ghostnet.secure_sum import Masks
 from ghostnet.weights import to_arrays
 from tests.entropy import SeededEntropy
 from tests.networks import network_plan, plan_cohort
 from tests.plans import tiny_plan, write_striped_npz
 from tests.planted.audit_builds import loop_with
 from tests.planted.hospital_bugs import RUN, CountingEntropy
+from tests.rosters import join_all
 from tests.server.direct_grid import write_hospitals
 
 HOSPITALS = 3
@@ -89,14 +90,7 @@ def check_masks_of_two_steps(folder: Path) -> Finding:
         folder, ("harbour", "north"), lambda path, i: write_striped_npz(path, seed=i), epsilon=20.0, coalition=200.0
     )
     sites = [Site(load_site(file)) for file in files]
-    members = []
-    for site in sites:
-        joined = site.join(plan, RUN)
-        members.append(
-            Member(site=joined.name, public_key=joined.public_key, mask_key=joined.mask_key,
-                   signature=joined.mask_key_signature)
-        )  # fmt: skip
-    roster = make_roster(run_id=RUN, plan_hash=plan.hash(), hospitals=2, members=members).to_text()
+    roster = join_all(sites, plan, RUN).to_text()
     weights = to_arrays(build_discriminator(plan))
     sent = [sites[0].step(plan, RUN, step, weights, roster)[protocol.MASKED_SUM] for step in (1, 2)]
     for site in sites:
