@@ -112,6 +112,11 @@ class SiteConfig:
         """The hospital's privacy ledger."""
         return self.state / "ledger.sqlite"
 
+    @property
+    def key_path(self) -> Path:
+        """The private key that the hospital signs with."""
+        return self.state / "site.key"
+
 
 def load_site(path: Path) -> SiteConfig:
     """Reads and checks a site.toml.

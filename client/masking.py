@@ -6,7 +6,6 @@ hospital's own people have put into site.toml must be in it with those keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from ghostnet.errors import LedgerError, PolicyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.secure_sum import Masks, Member, Roster, read_roster, sign_member
-
-_PEER = re.compile(r"([a-z0-9-]{1,32})=([0-9a-f]{64})")
 
 
 class RunMasks:
@@ -50,7 +47,7 @@ class RunMasks:
     ) -> None:
         self._key_path, self._roster_path = folder / "mask.key", folder / "roster.json"
         self._plan, self._run_id, self._site, self._signing_key = plan, run_id, site, signing_key
-        self._peers = tuple(peers)
+        self._peers = known_peers(peers)
 
     def member(self) -> Member:
         """This hospital's entry for the roster; the same in every attempt of a run."""
@@ -124,13 +121,19 @@ class RunMasks:
 
     def _strangers(self, roster: Roster) -> list[Member]:
         """Other hospitals of the roster that [policy].peers does not hold with their keys."""
-        known = {match[1]: match[2] for entry in self._peers if (match := _PEER.fullmatch(entry))}
-        return [m for m in roster.members if m.site != self._site and known.get(m.site) != m.public_key]
+        return [m for m in roster.members if m.site != self._site and self._peers.get(m.site) != m.public_key]
 
 
-def bad_peers(peers: Iterable[str]) -> list[str]:
-    """Entries of [policy].peers that are not "name=64 hexadecimal digits"."""
-    return [entry for entry in peers if not _PEER.fullmatch(entry)]
+def known_peers(peers: Iterable[str]) -> dict[str, str]:
+    """Public keys of [policy].peers, by hospital.
+
+    Raises:
+        PolicyError: P18, an entry is not "name=64 hexadecimal digits".
+    """
+    try:
+        return keys.named_keys(peers)
+    except ValueError as error:
+        raise PolicyError(f"P18: [policy].peers holds {error}") from None
 
 
 def _load_or_create(path: Path) -> X25519PrivateKey:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from client.masking import bad_peers
+from client.masking import known_peers
 from ghostnet.errors import GhostNetError, PolicyError, SiteError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan import Plan
@@ -238,8 +238,10 @@ def _pooled(plan: Plan, policy: PolicySpec) -> Iterator[str]:
             f"P17: {plan.federation.hospitals} hospitals and {plan.privacy.steps} steps are not 2 to "
             f"{MOST_POOLED_HOSPITALS} and 1 to {MOST_POOLED_STEPS}, as pooled runs go"
         )
-    if bad := bad_peers(policy.peers):
-        yield f"P18: [policy].peers holds {bad[0][:80]!r}, which is not 'name=64 hexadecimal digits'"
+    try:
+        known_peers(policy.peers)
+    except PolicyError as error:
+        yield str(error)
 
 
 def check_coalition(events: Sequence[Event], policy: PolicySpec) -> None:

@@ -403,7 +403,7 @@ class Site:
 
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
-        return keys.load_or_create_key(self.config.state / "site.key")
+        return keys.load_or_create_key(self.config.key_path)
 
     def _run_folder(self, run_id: str) -> Path:
         folder = self.config.state / "runs" / run_id

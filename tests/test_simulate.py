@@ -62,6 +62,21 @@ def test_the_sampler_of_a_run_verifies_offline_and_one_changed_byte_does_not(run
     assert "FAIL" in failed.stdout
 
 
+def test_only_signatures_of_the_keys_that_one_was_given_count(run_folder: Path) -> None:
+    sampler = run_folder / "sampler"
+    sites = [run_folder / "sites" / f"site-{i}" / "site.toml" for i in (1, 2, 3)]
+    given = [ghostnet("site", "key", site).stdout.strip() for site in sites]
+    given.append(f"server={json.loads((sampler / 'certificate.json').read_text())['server_public_key']}")
+    options = [part for entry in given for part in ("--key", entry)]
+    assert ghostnet("verify", sampler, *options).returncode == 0
+    missing = ghostnet("verify", sampler, *options[2:], check=False)
+    assert (missing.returncode, "signed by site-1, of whom no key is known" in missing.stdout) == (9, True)
+    swapped = ["--key", given[0].replace("site-1", "site-2"), "--key", given[1].replace("site-2", "site-1")]
+    wrong = ghostnet("verify", sampler, *swapped, *options[4:], check=False)
+    assert (wrong.returncode, "not the known one: site-1, site-2" in wrong.stdout) == (9, True)
+    assert ghostnet("verify", sampler, "--key", "site-1", check=False).returncode == 2
+
+
 def test_the_report_has_the_promised_keys_and_a_guarantee_for_every_hospital(run_folder: Path) -> None:
     report = json.loads((run_folder / "report.json").read_text())
     assert {site["name"] for site in report["privacy"]["sites"]} == {"site-1", "site-2", "site-3"}

@@ -11,6 +11,7 @@ import typer
 from ghostnet.cli.console import errors, progress_bars, results
 from ghostnet.errors import VerifyError
 from ghostnet.export.images import write_images
+from ghostnet.privacy import keys
 from ghostnet.privacy.certificate import verify_sampler
 from ghostnet.sampler import Sampler
 
@@ -43,13 +44,27 @@ def sample(
 
 def verify(
     folder: Folder,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="NAME=KEY",
+            help="Public key of a hospital, or of the coordinator as server=KEY, that you have from its owner "
+            "(`ghostnet site key`); once for each. Then only their signatures count.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Check a sampler's certificate offline: hashes, signatures, and epsilon recomputed.
 
-    Exit code 9 when a check fails; the checks that failed are named.
+    Without --key this says that nothing was changed since it was signed by the keys that are printed; with all parties'
+    keys, that it was they who signed. Exit code 9 when a check fails; the checks that failed are named.
     """
-    checks = verify_sampler(folder)
+    try:
+        trusted = keys.named_keys(known) if known else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--key") from None
+    checks = verify_sampler(folder, trusted_keys=trusted)
     failed = [check.name for check in checks if not check.passed]
     if as_json:
         results.print_json(
@@ -65,3 +80,5 @@ def verify(
     if failed:
         raise VerifyError(f"{folder} does not hold: {', '.join(failed)} failed; do not rely on its certificate")
     errors.print(f"{folder}: every check holds", highlight=False)
+    if trusted is None:
+        errors.print("whose keys these are is not checked: give them with --key", highlight=False)

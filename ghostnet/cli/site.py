@@ -18,6 +18,7 @@ from ghostnet.cli.site_review import review
 from ghostnet.cli.site_table import intake_view, next_steps
 from ghostnet.errors import DataError
 from ghostnet.plan import load_plan
+from ghostnet.privacy import keys
 
 app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
 
@@ -60,6 +61,17 @@ def budget(site_file: SiteFile, as_json: AsJson = False) -> None:
     config = load_site(site_file)
     report = audit_ledger(config.ledger_path)
     print_nested({**report.to_dict(), "limit": config.policy.max_epsilon}, as_json=as_json)
+
+
+@app.command("key")
+def key(site_file: SiteFile) -> None:
+    """The hospital's public key as NAME=KEY: for the other hospitals' `peers`, and for `ghostnet verify --key`.
+
+    Give it to them by a way of your own (telephone, paper), not through the coordinator. It is made when there is none.
+    """
+    config = load_site(site_file)
+    public = keys.public_hex(keys.load_or_create_key(config.key_path))
+    results.print(f"{config.name}={public}", highlight=False, soft_wrap=True)
 
 
 def print_nested(values: dict[str, object], *, as_json: bool) -> None:

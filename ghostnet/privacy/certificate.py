@@ -359,6 +359,8 @@ def _statement_epsilon(statement: SiteStatement) -> str:
 def _trusted(certificate: dict[str, Any], trusted_keys: Mapping[str, str]) -> str:
     signed = {statement["site"]: statement["public_key"] for statement in certificate["statements"]}
     signed["server"] = certificate["server_public_key"]
-    strangers = sorted(name for name, public in signed.items() if trusted_keys.get(name) != public)
+    strangers = sorted(name for name, public in signed.items() if trusted_keys.get(name, public) != public)
     _require(not strangers, f"signed with a key that is not the known one: {', '.join(strangers)}")
+    unknown = sorted(signed.keys() - trusted_keys.keys())
+    _require(not unknown, f"signed by {', '.join(unknown)}, of whom no key is known")
     return f"{len(signed)} keys are the known ones"

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ghostnet.errors import SiteError
 
 _PUBLIC = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_NAMED = re.compile(r"([a-z0-9-]{1,32})=([0-9a-f]{64})")
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -57,6 +58,22 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
 def public_hex(key: Ed25519PrivateKey) -> str:
     """The public half, 64 hex digits."""
     return key.public_key().public_bytes_raw().hex()
+
+
+def named_keys(entries: Iterable[str]) -> dict[str, str]:
+    """Public keys by the name of their owner, from "name=64 hexadecimal digits" each.
+
+    Raises:
+        ValueError: an entry that is something else, or two keys of one name.
+    """
+    known: dict[str, str] = {}
+    for entry in entries:
+        match = _NAMED.fullmatch(entry)
+        if not match:
+            raise ValueError(f"{entry[:80]!r}, which is not 'name=64 hexadecimal digits'")
+        if known.setdefault(match[1], match[2]) != match[2]:
+            raise ValueError(f"two keys of {match[1]}")
+    return known
 
 
 def sign(key: Ed25519PrivateKey, document: Mapping[str, Any]) -> str:
