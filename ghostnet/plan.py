@@ -138,6 +138,7 @@ class TrainingSpec:
     generator_batch: int = 64
     ema: float = 0.95  # decay, per generator step, of the average that is sent
     embedding_weight: float = 300.0  # weight of the released embedding in the generator's loss (feature matching)
+    detail_weight: float = 0.0  # penalty on detail finer than warm_start.feature_size in the generator's loss
     perceptual_weight: float = 0.0  # weight of the released discriminator features in the generator's loss
     perceptual_noise_multiplier: float = 0.0  # of that release, at the start of each round but the first; 0 = off
     physical_rows: int = 128  # rows in memory at once in a private step; changes no result
@@ -305,6 +306,7 @@ def _check_rest(plan: Plan, source: str) -> None:
     check(train.beta1, key="training.beta1", low=0, below=1)
     check(train.beta2, key="training.beta2", low=0, below=1)
     check(train.embedding_weight, key="training.embedding_weight", low=0)
+    check(train.detail_weight, key="training.detail_weight", low=0)
     check(train.generator_delay, key="training.generator_delay", low=0)
     for table, name in (
         ("warm_start", "learning_rate"),

@@ -35,7 +35,7 @@ from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.penalised import PenalisedGradients
 from ghostnet.progress import Progress, silent
 from ghostnet.rehearsal import rehearse
-from ghostnet.warm_start import embedding_loss
+from ghostnet.warm_start import embedding_loss, unseen_detail
 
 AddNoise = Callable[[int, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -160,6 +160,8 @@ def train_round(
             loss = adversarial_loss(discriminator(_view(images, plan, _public_draw(public)), labels))
             if released_mean is not None and training.embedding_weight > 0:
                 loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
+            if training.detail_weight > 0:
+                loss = loss + training.detail_weight * unseen_detail(images, plan)
             if perceptual is not None:
                 loss = loss + training.perceptual_weight * perceptual_loss(images, labels, perceptual)
             if reason := watch.diverged(images, labels, loss):

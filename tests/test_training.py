@@ -14,7 +14,7 @@ from ghostnet.errors import PlanError, SiteError
 from ghostnet.local_state import LocalState
 from ghostnet.models import build_generator
 from ghostnet.training import public_labels, train_round
-from ghostnet.warm_start import embedding_size, patient_embeddings
+from ghostnet.warm_start import embedding_size, patient_embeddings, unseen_detail
 from ghostnet.weights import load_arrays, to_arrays
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan
@@ -186,6 +186,17 @@ def test_embedding_weight_pulls_the_generator_towards_the_release():
         return state.generator.eval()(torch.zeros(2, 8), torch.tensor([0, 1])).mean()
 
     assert brightness(release) > brightness(None) + 0.1
+
+
+def test_detail_weight_takes_detail_finer_than_the_release_away():
+    def detail(weight):
+        given = {"discriminator_steps": 1, "ema": 0.0, "learning_rate_generator": 5e-3, "detail_weight": weight}
+        plan = plan_with(training=given, warm_start={"feature_size": 7})
+        generator = run(plan, steps=12).generator.eval()
+        with torch.no_grad():
+            return unseen_detail(generator(torch.randn(20, 8), torch.arange(20) % 2), plan)
+
+    assert detail(1e4) < 0.5 * detail(0.0)
 
 
 def test_labels_of_fakes_follow_the_public_prior_to_within_one():
