@@ -33,8 +33,8 @@ SOME_SIGNAL = 1.5  # below it a class's mean embedding is mostly noise
 STEPS_SIGNAL = 10_000.0  # n * mu of a hospital's steps: gains on MNIST at 28,000, no AUC on chest X-rays at 1,400
 ROUNDING = 0.005  # of epsilon, kept for the accountant's rounding up
 RELEASES = ((16, 4000), (16, 2000), (16, 1000), (16, 500), (8, 200), (8, 100))
-"""(pixels a side, random features) of a release, longest first. More pixels did worse on MNIST and chest X-rays: the fit
-fills fine detail with grain. On skin lesions the last did better than 32 pixels by far."""
+"""(pixels a side, random features) of a release, longest first. More pixels did worse on MNIST and on chest X-rays: the
+fit fills fine detail with grain. On skin lesions the last did better than 32 pixels by far."""
 MOST_SAMPLED = 0.25  # q: more of a cohort a step costs time and gains nothing
 MILLISECONDS_A_ROW = 3.0  # of a private step, DCGAN of width 24 at 64 pixels, two cores (benchmarks/architectures.py)
 
