@@ -39,6 +39,7 @@ from ghostnet.progress import silent
 ROWS_FILE = Path(__file__).with_suffix(".toml")
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 FIGURES = ("auc_exact", "macro_auc_exact", "accuracy_exact", "auc_real", "macro_auc_real", "accuracy_real")
+SETTINGS = "settings.json"
 COLUMNS = (
     "row",
     "what",
@@ -132,6 +133,11 @@ def row_plan(row: Row, seed: int) -> dict[str, Any]:
     return tables
 
 
+def settings(row: Row, seed: int) -> dict[str, Any]:
+    """All that a run's figures depend on, as it is kept beside them."""
+    return {"plan": row_plan(row, seed), "data": row.data, "sites": row.sites, "partition": row.partition}
+
+
 def run_row(row: Row, folder: Path, seed: int, data: Path) -> None:
     """One seed of one row: starts it, goes on with it, or leaves it be when it is done.
 
@@ -139,7 +145,7 @@ def run_row(row: Row, folder: Path, seed: int, data: Path) -> None:
         SystemExit: the folder holds a run with other settings.
     """
     plan, run = folder / "plan.toml", folder / "run"
-    if plan.exists() and not _is_of(row, folder):
+    if folder.exists() and not _is_of(row, seed, folder):
         raise SystemExit(
             f"{folder} was run with other settings than the row has today; remove it, or give another --out"
         )
@@ -147,6 +153,7 @@ def run_row(row: Row, folder: Path, seed: int, data: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     plan.write_text(tomli_w.dumps(row_plan(row, seed)), encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings(row, seed), indent=2), encoding="utf-8")
     command = [sys.executable, "-m", "ghostnet", "simulate", str(plan), "--data", str(data / row.data)]
     command += ["--sites", str(row.sites), "--partition", row.partition, "--out", str(run)]
     command += ["--resume"] if run.exists() else []
@@ -164,7 +171,7 @@ def measure_again(folder: Path) -> None:
     run = folder / "run"
     configs = [load_site(path) for path in sorted(run.glob("sites/*/site.toml"))]
     print(f"{folder}: exact figures once more", file=sys.stderr, flush=True)
-    reference.add_to_report(run, load_plan(run / "plan.toml"), configs, silent)
+    reference.add_to_report(run, load_plan(run / "plan.toml"), configs, silent, again=True)
     before = json.loads((folder / "result.json").read_text())
     _write_result(folder, seed=before["seed"], wall_s=before["wall_s"])
 
@@ -192,7 +199,16 @@ def collect(rows: dict[str, Row], out: Path) -> list[dict[str, Any]]:
             figures = {key: _summary([r[key] for r in results if key in r]) for key in (*FIGURES, *LIKENESS, "wall_s")
                        if key in known}  # fmt: skip
             epsilon = max(result["epsilon_pld"] for result in results)
-            done.append({"row": name, "says": row.says, "seeds": len(results), "epsilon_pld": epsilon, **figures})
+            done.append(
+                {
+                    "row": name,
+                    "says": row.says,
+                    "seeds": len(results),
+                    "epsilon_pld": epsilon,
+                    **figures,
+                    "measured_again": any(result.get("measured_again") for result in results),
+                }
+            )
     return done
 
 
@@ -206,7 +222,7 @@ def table(done: Sequence[dict[str, Any]]) -> str:
             f"`{entry['row']}`",
             entry["says"],
             f"{entry['epsilon_pld']:.3g}",
-            str(entry["seeds"]),
+            str(entry["seeds"]) + (", measured again" if entry["measured_again"] else ""),
             shown(_auc(entry, "exact")),
             shown(entry.get("accuracy_exact")),
             real,
@@ -239,17 +255,20 @@ def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
     """Of the seeds that were run with the row's settings; of the others a line on stderr."""
     known = []
     for path in sorted(folder.glob("*/result.json")):
-        if _is_of(row, path.parent):
+        if path.parent.name.isdecimal() and _is_of(row, int(path.parent.name), path.parent):
             known.append(json.loads(path.read_text()))
         else:
             print(f"{path.parent}: left out, run with other settings than the row has today", file=sys.stderr)
     return known
 
 
-def _is_of(row: Row, folder: Path) -> bool:
-    """Whether the plan that was run there is the row's of today."""
-    stored: dict[str, Any] = tomllib.loads((folder / "plan.toml").read_text(encoding="utf-8"))
-    return stored == row_plan(row, stored["seed"])
+def _is_of(row: Row, seed: int, folder: Path) -> bool:
+    """Whether what was run there is the row of today."""
+    try:
+        stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stored == settings(row, seed))
 
 
 def _auc(entry: dict[str, Any], kind: str) -> dict[str, float] | None:

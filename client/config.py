@@ -15,6 +15,7 @@ from client.deidentify.headers import HELD, MODALITIES, BurnedIn, Modality
 from client.intake.pacs_config import PacsSpec, check_pacs
 from client.policy import PolicySpec
 from ghostnet.errors import SiteError
+from ghostnet.privacy import keys
 from ghostnet.tables import check_number, read_table
 
 Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
@@ -199,6 +200,8 @@ def _check(config: SiteConfig, source: str) -> None:
     check = partial(check_number, source=source, error=SiteError)
     if not _NAME.fullmatch(config.name):
         raise SiteError(f"name = {config.name!r} is not 1 to 32 of a-z, 0-9 and '-'; change it in {source}")
+    if config.name == keys.COORDINATOR:
+        raise SiteError(f"name = {config.name!r} is the coordinator's in certificates; change it in {source}")
     check(config.cohort.test_fraction, key="cohort.test_fraction", low=0, below=1)
     check(config.data.frames_per_file, key="data.frames_per_file", low=1, high=_MOST_FRAMES)
     data = config.data

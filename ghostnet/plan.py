@@ -43,6 +43,7 @@ LATER_OPTIONS = frozenset(
         "training.gradient_penalty",
         "training.gradient_penalty_weight",
         "training.weight_clip",
+        "training.detail_weight",
         "training.perceptual_weight",
         "training.perceptual_noise_multiplier",
         "federation.hospitals",

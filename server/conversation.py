@@ -110,6 +110,8 @@ class Conversation:
                 mask_key=str(config.get("mask-key", "")),
                 mask_key_signature=str(config.get("mask-key-signature", "")),
             )
+            if hospital.name == keys.COORDINATOR:
+                raise FederationError(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
             if any(hospital.name == other.name for other in self.hospitals.values()):
                 raise FederationError(
                     f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"

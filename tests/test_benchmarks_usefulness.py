@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from benchmarks import usefulness
 from ghostnet.plan import plan_from_dict
@@ -39,7 +38,7 @@ def test_the_seed_is_in_the_plan_and_changes_nothing_else() -> None:
 
 def write_result(folder: Path, seed: int, row: usefulness.Row, **result: object) -> None:
     folder.mkdir(parents=True)
-    (folder / "plan.toml").write_text(tomli_w.dumps(usefulness.row_plan(row, seed)))
+    (folder / usefulness.SETTINGS).write_text(json.dumps(usefulness.settings(row, seed)))
     (folder / "result.json").write_text(json.dumps({"seed": seed, "wall_s": 60.0, "epsilon_pld": 1.0, **result}))
 
 
@@ -64,11 +63,25 @@ def test_a_run_with_other_settings_is_neither_shown_nor_gone_on_with(
 ) -> None:
     name, row = next(iter(ROWS.items()))
     write_result(tmp_path / name / "0", 0, row, accuracy_exact=0.9)
-    changed = dataclasses.replace(row, change={**row.change, "training.ema": 0.5})
-    assert usefulness.collect({name: changed}, tmp_path) == []
-    assert f"{name}/0: left out" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="other settings"):
-        usefulness.run_row(changed, tmp_path / name / "0", 0, Path("nowhere"))
+    for changed in (
+        dataclasses.replace(row, change={**row.change, "training.ema": 0.5}),
+        dataclasses.replace(row, sites=row.sites + 1),
+        dataclasses.replace(row, data="other.npz"),
+    ):
+        assert usefulness.collect({name: changed}, tmp_path) == []
+        assert f"{name}/0: left out" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="other settings"):
+            usefulness.run_row(changed, tmp_path / name / "0", 0, Path("nowhere"))
+    (tmp_path / name / "0" / usefulness.SETTINGS).write_text("{")  # the disk was full
+    assert usefulness.collect({name: row}, tmp_path) == []
+
+
+def test_figures_that_were_measured_again_are_marked(tmp_path: Path) -> None:
+    name, row = next(iter(ROWS.items()))
+    write_result(tmp_path / name / "0", 0, row, accuracy_exact=0.9)
+    assert "measured again" not in usefulness.table(usefulness.collect(ROWS, tmp_path))
+    write_result(tmp_path / name / "1", 1, row, accuracy_exact=0.9, measured_again=True)
+    assert "| 2, measured again |" in usefulness.table(usefulness.collect(ROWS, tmp_path))
 
 
 def test_classes_are_shown_one_by_one_and_several_classes_by_their_mean_auc(tmp_path: Path) -> None:

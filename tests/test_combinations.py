@@ -86,6 +86,9 @@ def test_a_penalty_is_at_the_fakes_where_one_belongs_unless_the_plan_says_patien
 def test_plans_from_before_these_options_keep_their_hashes_and_a_changed_option_changes_it() -> None:
     plan = tiny_plan()
     tables = plan.to_dict()
+    assert (
+        plan.hash() == "3bd21ac33ebe5ad54fe6b25512fc83cbde1f5bcd8ce5aff8ccbd4f7577fbdd0f"
+    )  # of the version before all of them
     assert not [option for option in LATER_OPTIONS if option.partition(".")[2] in tables[option.partition(".")[0]]]
     said = tiny_plan_text(discriminator_steps=f"{STEPS}\nweight_clip = 0.01")
     assert parse_plan(said).hash() == plan.hash()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,12 +70,29 @@ def test_only_signatures_of_the_keys_that_one_was_given_count(run_folder: Path) 
     given.append(f"server={json.loads((sampler / 'certificate.json').read_text())['server_public_key']}")
     options = [part for entry in given for part in ("--key", entry)]
     assert ghostnet("verify", sampler, *options).returncode == 0
+    assert ghostnet("verify", sampler, *options[:-2]).returncode == 0  # the coordinator's is new in every run
     missing = ghostnet("verify", sampler, *options[2:], check=False)
-    assert (missing.returncode, "signed by site-1, of whom no key is known" in missing.stdout) == (9, True)
+    assert (missing.returncode, "signed by site-1, of whom no key is given" in missing.stdout) == (9, True)
+    silent = ghostnet("verify", sampler, *options, "--key", given[0].replace("site-1", "site-4"), check=False)
+    assert (silent.returncode, "not signed by site-4" in silent.stdout) == (9, True)
     swapped = ["--key", given[0].replace("site-1", "site-2"), "--key", given[1].replace("site-2", "site-1")]
     wrong = ghostnet("verify", sampler, *swapped, *options[4:], check=False)
     assert (wrong.returncode, "not the known one: site-1, site-2" in wrong.stdout) == (9, True)
     assert ghostnet("verify", sampler, "--key", "site-1", check=False).returncode == 2
+
+
+def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_ledger(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    data = (run_folder / "sites" / "site-1" / "site.toml").read_text()
+    site = tmp_path / "site.toml"
+    site.write_text(data.replace('name = "site-1"', 'name = "north"\nstate = "state"'))
+    first = ghostnet("site", "key", site).stdout
+    assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
+    assert ghostnet("site", "key", site).stdout == first
+    (tmp_path / "state" / "site.key").unlink()
+    (tmp_path / "state" / "ledger.sqlite").touch()
+    assert "restore the key" in ghostnet("site", "key", site, check=False).stderr
 
 
 def test_the_report_has_the_promised_keys_and_a_guarantee_for_every_hospital(run_folder: Path) -> None:

@@ -76,17 +76,25 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
     return ExactFigures(classification=figures, fidelity=_fidelity(plan, generator, real, train, test))
 
 
-def add_to_report(out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress) -> None:
+def add_to_report(
+    out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress, *, again: bool = False
+) -> None:
     """Adds exact figures to a finished run's report.json and report.html.
 
-    In place of those already there, if any, which is then said in the report: what the hospitals released remains of
-    the classifier of the run.
+    Args:
+        out: the run's folder.
+        plan: its plan.
+        configs: its hospitals.
+        progress: told the classifiers' steps.
+        again: whether they replace those of the run; it is said in the report, because what the hospitals released
+            remains of the classifier of the run.
     """
     report = json.loads((out / "report.json").read_text())
     exact = exact_figures(plan, configs, out / "sampler", progress)
-    classified = report["utility"]["classification"]
-    classified["simulation_again"] = "simulation" in classified
+    classified = report["utility"].setdefault("classification", {})
     classified["simulation"] = exact.classification
+    if again:
+        classified["simulation_again"] = True
     report["fidelity"] = {**exact.fidelity, "method": FIDELITY_METHOD}
     write_report(out, report, draw_figures(Sampler.load(out / "sampler")))
 

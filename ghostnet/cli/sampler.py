@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ghostnet.cli.console import errors, progress_bars, results
 from ghostnet.errors import VerifyError
@@ -49,16 +50,16 @@ def verify(
         typer.Option(
             "--key",
             metavar="NAME=KEY",
-            help="Public key of a hospital, or of the coordinator as server=KEY, that you have from its owner "
-            "(`ghostnet site key`); once for each. Then only their signatures count.",
+            help="Public key of a hospital that you have from itself (`ghostnet site key`); once for each. "
+            "Then only their signatures count. The coordinator's, new in every run, may be added: server=KEY.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Check a sampler's certificate offline: hashes, signatures, and epsilon recomputed.
 
-    Without --key this says that nothing was changed since it was signed by the keys that are printed; with all parties'
-    keys, that it was they who signed. Exit code 9 when a check fails; the checks that failed are named.
+    Without --key this says that nothing was changed since it was signed by the keys that are printed; with all
+    hospitals' keys, that it was they who signed. Exit code 9 when a check fails; the checks that failed are named.
     """
     try:
         trusted = keys.named_keys(known) if known else None
@@ -70,13 +71,15 @@ def verify(
         results.print_json(
             data={
                 "passed": not failed,
+                "keys_given": trusted is not None,
                 "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
             }
         )
     else:
         for check in checks:
             mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
-            results.print(f"{mark}  {check.name}: {check.detail}", highlight=False, soft_wrap=True)
+            shown = escape(" ".join(f"{check.name}: {check.detail}".split()))  # a certificate may hold anything
+            results.print(f"{mark}  {shown}", highlight=False, soft_wrap=True)
     if failed:
         raise VerifyError(f"{folder} does not hold: {', '.join(failed)} failed; do not rely on its certificate")
     errors.print(f"{folder}: every check holds", highlight=False)

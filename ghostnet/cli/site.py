@@ -16,7 +16,7 @@ from ghostnet.cli.console import progress_bars, results
 from ghostnet.cli.site_init import init
 from ghostnet.cli.site_review import review
 from ghostnet.cli.site_table import intake_view, next_steps
-from ghostnet.errors import DataError
+from ghostnet.errors import DataError, SiteError
 from ghostnet.plan import load_plan
 from ghostnet.privacy import keys
 
@@ -70,6 +70,9 @@ def key(site_file: SiteFile) -> None:
     Give it to them by a way of your own (telephone, paper), not through the coordinator. It is made when there is none.
     """
     config = load_site(site_file)
+    if config.ledger_path.exists() and not config.key_path.exists():
+        raise SiteError(f"{config.key_path} is gone and the ledger is not; restore the key from a backup")
+    config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     public = keys.public_hex(keys.load_or_create_key(config.key_path))
     results.print(f"{config.name}={public}", highlight=False, soft_wrap=True)
 

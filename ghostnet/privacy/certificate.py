@@ -52,6 +52,7 @@ FILE_NAME = "certificate.json"
 _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded up to: another machine's last digit
 _MOST_BYTES = 10_000_000  # of a certificate that is read at all
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +141,9 @@ def verify_sampler(folder: Path, *, trusted_keys: Mapping[str, str] | None = Non
 
     Args:
         folder: README.md, config.json, model.safetensors, samples.png and certificate.json.
-        trusted_keys: public keys known from elsewhere, by hospital name, the coordinator's as "server". Without them a
-            folder re-made and re-signed as a whole by somebody else passes: the checks then name the keys to compare.
+        trusted_keys: public keys known from elsewhere of all hospitals, by name; the coordinator's, which is new in
+            every run, may be among them as "server". Without them a folder re-made and re-signed as a whole by somebody
+            else passes: the checks then name the keys to compare.
 
     Returns:
         One Check for each thing looked at. The sampler holds what it says if all of them passed.
@@ -279,6 +281,8 @@ def _not_understated(name: str, claimed: object, recomputed: float) -> None:
 
 def _all_statements(certificate: dict[str, Any]) -> str:
     sites = [statement["site"] for statement in certificate["statements"]]
+    names = all(isinstance(site, str) and _NAME.fullmatch(site) and site != keys.COORDINATOR for site in sites)
+    _require(names, "a hospital's name is not 1 to 32 of a-z, 0-9 and -, or is the coordinator's")
     _require(len(sites) > 0, "no hospital has signed")
     _require(len(set(sites)) == len(sites), "one hospital has signed twice")
     public = [statement["public_key"] for statement in certificate["statements"]]
@@ -358,9 +362,13 @@ def _statement_epsilon(statement: SiteStatement) -> str:
 
 def _trusted(certificate: dict[str, Any], trusted_keys: Mapping[str, str]) -> str:
     signed = {statement["site"]: statement["public_key"] for statement in certificate["statements"]}
-    signed["server"] = certificate["server_public_key"]
-    strangers = sorted(name for name, public in signed.items() if trusted_keys.get(name, public) != public)
+    known = {name: public for name, public in trusted_keys.items() if name != keys.COORDINATOR}
+    server, coordinator = certificate["server_public_key"], trusted_keys.get(keys.COORDINATOR)
+    strangers = sorted(name for name in signed.keys() & known.keys() if known[name] != signed[name])
+    strangers += [keys.COORDINATOR] if coordinator not in (None, server) else []
     _require(not strangers, f"signed with a key that is not the known one: {', '.join(strangers)}")
-    unknown = sorted(signed.keys() - trusted_keys.keys())
-    _require(not unknown, f"signed by {', '.join(unknown)}, of whom no key is known")
-    return f"{len(signed)} keys are the known ones"
+    unknown, silent = sorted(signed.keys() - known.keys()), sorted(known.keys() - signed.keys())
+    _require(not unknown, f"signed by {', '.join(unknown)}, of whom no key is given")
+    _require(not silent, f"not signed by {', '.join(silent)}, of whom a key is given")
+    rest = "not among those given" if coordinator is None else "the known one too"
+    return f"{len(signed)} hospitals' keys are the known ones; the coordinator's is {rest}"

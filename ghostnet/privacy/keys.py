@@ -21,6 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ghostnet.durable import create_durably, sync_folder
 from ghostnet.errors import SiteError
 
+COORDINATOR = "server"
+"""Name of the coordinator among the parties that sign; no hospital may have it."""
+
 _PUBLIC = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _NAMED = re.compile(r"([a-z0-9-]{1,32})=([0-9a-f]{64})")

@@ -322,6 +322,21 @@ def test_a_folder_signed_again_by_strangers_is_caught_by_the_known_keys_only(fol
     assert "south" not in detail
 
 
+def test_a_hospital_that_calls_itself_the_coordinator_is_refused_whatever_its_key(folder: Path) -> None:
+    stranger = Ed25519PrivateKey.generate()
+
+    def change(certificate: dict[str, Any]) -> None:
+        statement = next(s for s in certificate["statements"] if s["site"] == "south")
+        statement |= {"site": "server", "public_key": keys.public_hex(stranger)}
+        sign_again(statement, stranger)
+        heads = certificate["ledger_heads"]
+        heads["server"] = heads.pop("south")
+
+    assert "statements" in rewrite(folder, change, signer=SERVER)
+    checks = verify_sampler(folder, trusted_keys={name: TRUSTED[name] for name in ("north", "server")})
+    assert {"statements", "trusted keys"} <= failed(checks)
+
+
 def test_two_hospitals_with_one_key_are_refused(folder: Path) -> None:
     def change(certificate: dict[str, Any]) -> None:
         certificate["statements"][1]["public_key"] = keys.public_hex(SITES["north"])
