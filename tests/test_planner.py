@@ -50,6 +50,13 @@ def test_fewer_patients_get_fewer_features():
     assert few < many
 
 
+def test_a_release_has_two_kernel_scales_unless_it_is_shortest() -> None:
+    warm = suggest(patients=[913] * 4, size=64, epsilon=4).plan.warm_start
+    assert (warm.feature_size, warm.features, warm.bandwidth, warm.more_bandwidths) == (16, 4000, 1.0, (2.0,))
+    warm = suggest(patients=[100], size=64, epsilon=1).plan.warm_start
+    assert (warm.feature_size, warm.features, warm.bandwidth, warm.more_bandwidths) == (8, 100, 2.0, ())
+
+
 def test_too_few_patients_are_said_with_the_number_that_it_would_take():
     suggestion = suggest(patients=[50], size=64, epsilon=1)
     assert suggestion.verdict == "too few patients"
