@@ -1,7 +1,8 @@
 """What the hospital allows: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
-runs exactly as it is written. Each refusal has a number (P01 to P18) that may leave the hospital; its text may not.
+runs exactly as it is written. Each refusal has a number (P01 to P18; P15 is no longer in use) that may leave the
+hospital; its text may not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from client.masking import known_peers
-from ghostnet.errors import GhostNetError, PolicyError, SiteError
+from ghostnet.errors import GhostNetError, PolicyError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan import Plan
 from ghostnet.privacy.accounting import epsilon_pld
@@ -35,7 +36,6 @@ _MOST_OF = {  # what one request may make this machine hold
     "utility.bins": 1000,
 }
 _MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
-_MOST_REHEARSED = 2_000_000  # images that a discriminator rehearses on: discriminator_warmup_steps x generator_batch
 _MOST_MAPS = 31  # times discriminator_width: channels of all layers together, at most, of every architecture
 
 
@@ -51,8 +51,6 @@ class PolicySpec:
     max_sampling_rate: float = 0.5
     max_coalition_epsilon: float = 0.0  # share = "pooled": most that all runs together may tell the coordinator and all
     # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
-    patients_at_most: int = 0  # PUBLIC, declared by people: there are never more training patients than this; 0 = not
-    # declared, and no plan that truncates batches is taken
     peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
     approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
     allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
@@ -70,9 +68,8 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
 
     Guarantee:
         Unit: patient, add/remove one. A plan that passes has, for each mechanism that is on, noise of at least
-        min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon. Assumes, where the
-        plan truncates batches: the hospital has no more training patients than it declared (`check_declaration`).
-        The plan and the limits alone decide: neither is computed from a patient.
+        min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon. The
+        plan and the limits alone decide: neither is computed from a patient.
         Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
     """
     refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_load(plan), *_form(plan, policy)]
@@ -148,28 +145,6 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
 
 
-def check_declaration(patients: int, policy: PolicySpec) -> None:
-    """Tells the hospital's people that they declared fewer patients than they have.
-
-    Never call it to answer a coordinator: whether it raises depends on the exact number of patients, and whoever may
-    choose or watch the bound could search for that number. Patients are not dropped to fit the bound either: who stays
-    would then depend on the others, and one patient more could move the sum by two clip norms.
-
-    Args:
-        patients: SENSITIVE, number of training patients; the message holds it, for the hospital's own screen.
-        policy: with `patients_at_most`; 0 declares nothing.
-
-    Raises:
-        SiteError: there are more than declared.
-    """
-    if policy.patients_at_most and patients > policy.patients_at_most:
-        raise SiteError(
-            f"{patients} patients to train on are more than [policy].patients_at_most = {policy.patients_at_most}, on "
-            "which truncated batches are accounted; declare a generous public number in site.toml (not the count "
-            "itself), or 0 to take no plan that truncates batches"
-        )
-
-
 def _load(plan: Plan) -> Iterator[str]:
     for key, most in _MOST_OF.items():
         table, _, name = key.partition(".")
@@ -192,23 +167,9 @@ def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:
     if _number(training.perceptual_noise_multiplier) != 0:
         features = _MOST_MAPS * _whole(plan.model.discriminator_width)
         yield "labels x discriminator features", labels * (features + 1), _MOST_NUMBERS
-    rehearsed = _whole(training.discriminator_warmup_steps) * _whole(training.generator_batch)
-    yield "training.discriminator_warmup_steps x generator_batch", rehearsed, _MOST_REHEARSED
 
 
 def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
-    kept, bound = _whole(plan.privacy.truncate_batch), _whole(plan.privacy.patients_at_most)
-    if not (kept == bound == 0 or (kept >= 1 and bound >= 1)):
-        yield (
-            f"P15: privacy.truncate_batch = {plan.privacy.truncate_batch} and patients_at_most = "
-            f"{plan.privacy.patients_at_most} are not both 0 or both whole numbers >= 1"
-        )
-    elif kept and not 1 <= _whole(policy.patients_at_most) <= bound:
-        yield (
-            f"P15: privacy.patients_at_most = {plan.privacy.patients_at_most} is not known to be a bound on this "
-            f"hospital's patients ([policy].patients_at_most = {policy.patients_at_most}): a plan that truncates "
-            "batches needs a declared number of at most its own"
-        )
     if not _LEAST_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MOST_CLIP_NORM:
         yield (
             f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_LEAST_CLIP_NORM} to {_MOST_CLIP_NORM}, where "

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
 from client.masking import RunMasks
-from client.policy import check_coalition, check_declaration, check_plan
+from client.policy import check_coalition, check_plan
 from client.replies import read_reply, write_reply
 from client.requests import public_stream, received_classifier, received_mean, run_requests
 from client.secrets import load_or_create_secret
@@ -31,7 +31,7 @@ from ghostnet import pooled, protocol, warm_start
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, LedgerError, SpentError
 from ghostnet.local_state import LocalState
-from ghostnet.models import build_discriminator, build_published
+from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
 from ghostnet.privacy.claim import plan_events
@@ -69,8 +69,7 @@ class Site:
     Guarantee:
         Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
         `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
-        disk are not read by others; where batches are truncated, that the hospital has no more patients than it
-        declared ([policy].patients_at_most).
+        disk are not read by others.
         Not covered: the same patient at another hospital (see certificate.py).
     """
 
@@ -86,11 +85,9 @@ class Site:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
 
         Raises:
-            SiteError, DataError: the folder or its labels cannot be used, or there are more patients than declared.
+            SiteError, DataError: the folder or its labels cannot be used.
         """
-        cohorts = self._take_in(image, strict=True)
-        check_declaration(cohorts.train.patients, self.config.policy)
-        return cohorts
+        return self._take_in(image, strict=True)
 
     def _cohorts(self, image: ImageSpec) -> Cohorts:
         """For answering a coordinator: never refuses because of one row, which would tell about one patient."""
@@ -263,7 +260,7 @@ class Site:
         bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
         def receive() -> Answer:
-            load_arrays(build_published(plan, plan.federation.checkpoints), generator)
+            load_arrays(build_generator(plan), generator)
             if plan.utility.noise_multiplier == 0:
                 return lambda: dict(bound)
             model, edges = received_classifier(plan, public)

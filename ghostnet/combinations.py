@@ -26,7 +26,6 @@ ANY_SIZE = tuple(sorted({size for sizes in SIZES.values() for size in sizes}))
 _CRITICS = ("wgan", "wgan-gp")  # made for the Wasserstein loss and no other
 _PENALISED = ("wgan-gp", "stylegan")  # have a gradient penalty unless told otherwise
 _MAY_BE_PENALISED = ("dcgan", *_PENALISED)
-_MOST_WARMUP = 10_000  # public steps that a plan may ask of a hospital
 
 
 def penalty_place(architecture: str, wanted: str) -> str:
@@ -53,7 +52,6 @@ def _check_ranges(plan: Plan, source: str) -> None:
         "model.truncation": {"low": 0, "high": 1},
         "training.discriminator_steps_most": {"low": 0, "high": 1_000_000},
         "training.fakes_accuracy": {"low": 0, "high": 1},
-        "training.discriminator_warmup_steps": {"low": 0, "high": _MOST_WARMUP},
         "training.gradient_penalty_weight": {"above": 0, "high": 1e6},
         "training.weight_clip": {"above": 0, "high": 100},
         "training.perceptual_weight": {"low": 0, "high": 1e9},

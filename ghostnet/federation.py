@@ -47,7 +47,6 @@ class FederationSpec:
     hospitals_per_patient: int = 1  # PUBLIC bound on the hospitals that may hold the same patient
     min_hospitals: int = 1  # a round with fewer replies is not averaged
     round_timeout_s: float = 3600.0
-    checkpoints: int = 1  # generators of the last so many rounds that are published together, as a uniform mixture
 
     @property
     def is_pooled(self) -> bool:
@@ -82,15 +81,12 @@ def read_weights(raw: object) -> object:
     return raw
 
 
-def check_federation(
-    federation: FederationSpec, *, steps: int, truncate_batch: int, perceptual: bool, source: str
-) -> None:
+def check_federation(federation: FederationSpec, *, steps: int, perceptual: bool, source: str) -> None:
     """Refuses values out of range, and combinations that would not do what they say.
 
     Args:
         federation: the table.
         steps: `privacy.steps`.
-        truncate_batch: `privacy.truncate_batch`.
         perceptual: whether discriminator features are released (`training.perceptual_noise_multiplier`).
         source: the file's name, for messages.
 
@@ -99,7 +95,6 @@ def check_federation(
     """
     check = partial(check_number, source=source, error=PlanError)
     check(federation.rounds, key="federation.rounds", low=0, high=10_000)
-    check(federation.checkpoints, key="federation.checkpoints", low=1, high=min(max(1, federation.rounds), 16))
     check(federation.patients, key="federation.patients", low=1, high=100_000_000)
     check(federation.hospitals_per_patient, key="federation.hospitals_per_patient", low=1, high=100)
     check(federation.min_hospitals, key="federation.min_hospitals", low=1, high=100_000)
@@ -107,7 +102,7 @@ def check_federation(
     check(federation.server_learning_rate, key="federation.server_learning_rate", above=0, high=10)
     check(federation.server_momentum, key="federation.server_momentum", low=0, below=1)
     check(federation.trim, key="federation.trim", low=0, below=0.5)
-    _check_pooled(federation, steps, truncate_batch, source)
+    _check_pooled(federation, steps, source)
     if federation.is_pooled and perceptual:
         raise PlanError(
             "training.perceptual_noise_multiplier with share = 'pooled' is not built: features are released by a "
@@ -117,7 +112,7 @@ def check_federation(
     _check_weights(federation, source)
 
 
-def _check_pooled(federation: FederationSpec, steps: int, truncate_batch: int, source: str) -> None:
+def _check_pooled(federation: FederationSpec, steps: int, source: str) -> None:
     if not federation.is_pooled:
         if federation.hospitals:
             raise PlanError(
@@ -129,11 +124,6 @@ def _check_pooled(federation: FederationSpec, steps: int, truncate_batch: int, s
     check(federation.hospitals, key="federation.hospitals", low=2, high=MOST_POOLED_HOSPITALS)
     check(steps, key="privacy.steps", low=1, high=MOST_POOLED_STEPS)
     check(federation.hospitals_per_patient, key="federation.hospitals_per_patient", high=federation.hospitals)
-    if truncate_batch:
-        raise PlanError(
-            f"privacy.truncate_batch = {truncate_batch} with share = 'pooled' is not accounted for; large batches need "
-            f"no bound there (training.physical_rows bounds memory): set it to 0 in {source}"
-        )
     if federation.server_optimizer != "fedavg" or federation.weights:
         raise PlanError(
             f"share = 'pooled' adds sums up and averages nothing: remove server_optimizer and weights from {source}"

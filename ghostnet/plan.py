@@ -32,14 +32,11 @@ LATER_OPTIONS = frozenset(
     {
         "image.released_prior",
         "model.truncation",
-        "privacy.truncate_batch",
-        "privacy.patients_at_most",
         "warm_start.more_bandwidths",
         "warm_start.public",
         "warm_start.shrink_classes",
         "training.discriminator_steps_most",
         "training.fakes_accuracy",
-        "training.discriminator_warmup_steps",
         "training.gradient_penalty",
         "training.gradient_penalty_weight",
         "training.weight_clip",
@@ -52,7 +49,6 @@ LATER_OPTIONS = frozenset(
         "federation.server_momentum",
         "federation.trim",
         "federation.weights",
-        "federation.checkpoints",
     }
 )
 """Options that a plan's hash leaves out at their defaults: plans from before them keep their hashes."""
@@ -97,8 +93,6 @@ class PrivacySpec:
     images_per_patient: int = 4  # m: at most this many of a sampled patient's images
     views: int = 1  # K: augmented views of each of them, averaged before the clip
     fakes: int = 32  # F: PUBLIC number of fakes in a step
-    truncate_batch: int = 0  # largest number of patients that a step keeps, the others dropped at random; 0 = all
-    patients_at_most: int = 0  # PUBLIC bound on a hospital's training patients; for truncate_batch, else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +125,6 @@ class TrainingSpec:
     discriminator_steps: int = 5  # n_D: discriminator steps to one generator step; the least, where it adapts
     discriminator_steps_most: int = 0  # n_D adapts up to this, by the discriminator's accuracy on fakes; 0 = fixed
     fakes_accuracy: float = 0.6  # accuracy on fakes at which an adaptive n_D lets the generator step
-    discriminator_warmup_steps: int = 0  # PUBLIC steps on the generator's own images before the first private step
     gradient_penalty: GradientPenalty = "auto"  # at "fakes" (no cost) or each "patient"; auto = fakes where one belongs
     gradient_penalty_weight: float = 10.0
     weight_clip: float = 0.01  # wgan: every weight of the critic stays within +- this
@@ -278,13 +271,6 @@ def _check_privacy(privacy: PrivacySpec, source: str) -> None:
     check(privacy.images_per_patient, key="privacy.images_per_patient", low=1, high=1000)
     check(privacy.views, key="privacy.views", low=1, high=64)
     check(privacy.fakes, key="privacy.fakes", low=1, high=100_000)
-    check(privacy.truncate_batch, key="privacy.truncate_batch", low=0, high=1_000_000_000)
-    check(privacy.patients_at_most, key="privacy.patients_at_most", low=0, high=1_000_000_000)
-    if (privacy.truncate_batch == 0) != (privacy.patients_at_most == 0):
-        raise PlanError(
-            f"privacy.truncate_batch = {privacy.truncate_batch} with patients_at_most = {privacy.patients_at_most}: "
-            f"a truncated batch is accounted for by a public bound on the patients; set both or neither in {source}"
-        )
 
 
 def _check_rest(plan: Plan, source: str) -> None:
@@ -320,7 +306,6 @@ def _check_rest(plan: Plan, source: str) -> None:
     check_federation(
         federation,
         steps=plan.privacy.steps,
-        truncate_batch=plan.privacy.truncate_batch,
         perceptual=train.perceptual_noise_multiplier > 0,
         source=source,
     )

@@ -28,7 +28,7 @@ from ghostnet.cohort import Cohort
 from ghostnet.errors import PlanError
 from ghostnet.losses import discriminator_loss
 from ghostnet.plan import Plan
-from ghostnet.privacy.mechanism import choose_rows, join_rows, sample_patients, truncate_sample
+from ghostnet.privacy.mechanism import choose_rows, join_rows, sample_patients
 from ghostnet.privacy.noise import Entropy, add_gaussian_steps, check_grid, from_grid, to_grid
 from ghostnet.training import patient_gradients, private_views
 
@@ -62,7 +62,6 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
     check_grid(std / privacy.clip_norm, numbers)
     gradients, row_loss = patient_gradients(discriminator, plan), discriminator_loss(plan.training.loss)
     sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
-    sampled = truncate_sample(sampled, privacy.truncate_batch, entropy)  # (min(p, b),), where the plan has a b
     index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
     total = torch.zeros(numbers, dtype=torch.float64)
     for part, part_groups in _parts(index, groups, max(1, plan.training.physical_rows // privacy.views)):

@@ -28,7 +28,7 @@ from ghostnet.errors import DataError, FederationError, VerifyError
 from ghostnet.export.grid import labelled_grid
 from ghostnet.export.whole import new_folder
 from ghostnet.model_card import model_card
-from ghostnet.models import Mixture, build_generator, build_published, noise_length
+from ghostnet.models import build_generator
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, PixelRange, Plan, PrivacySpec
 from ghostnet.tables import check_number, read_table
 
@@ -50,7 +50,6 @@ class SamplerConfig:
     weights_sha256: str
     image: ImageSpec
     model: ModelSpec
-    checkpoints: int = 1  # generators that are drawn from in turn, by chance; 1 = no mixture
 
     def plan(self) -> Plan:
         """A plan with this generator; its training part is a placeholder that nothing here reads."""
@@ -167,10 +166,9 @@ class Sampler:
         # Two streams, each read in order: the noise of image i does not depend on how many are drawn.
         noise, coins = (np.random.Generator(np.random.Philox(key=[seed, stream])) for stream in (0, 1))
         thresholds = np.cumsum(image.label_prior)[:-1]
-        length = noise_length(self.generator, self.config.plan())
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            z = torch.from_numpy(noise.standard_normal((rows, length), dtype=np.float32))
+            z = torch.from_numpy(noise.standard_normal((rows, self.config.model.latent), dtype=np.float32))
             drawn = np.searchsorted(thresholds, coins.random(rows), side="right")
             labels = torch.from_numpy(drawn if chosen is None else np.full(rows, chosen)).to(torch.int64)
             with torch.no_grad():  # not inference_mode: a classifier may be trained on the result
@@ -255,10 +253,9 @@ def write_sampler(
         weights_sha256=hashlib.sha256(content).hexdigest(),
         image=plan.image,
         model=plan.model,
-        checkpoints=len(generator.members) if isinstance(generator, Mixture) else 1,
     )
     config_bytes = (json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n").encode()
-    copy = build_published(plan, config.checkpoints)  # the caller's network keeps its own training mode
+    copy = build_generator(plan)  # the caller's network keeps its own training mode
     weights.load_arrays(copy, arrays)
     with new_folder(folder) as partial:
         (partial / WEIGHTS_FILE).write_bytes(content)
@@ -317,7 +314,6 @@ def _read_config(path: Path) -> SamplerConfig:
         raise VerifyError(f"{path}: [image] does not describe images that this version draws; get the sampler again")
     for key, value in (("latent", model.latent), ("generator_width", model.generator_width)):
         check_number(value, key=f"model.{key}", source=str(path), error=VerifyError, low=1, high=4096)
-    check_number(config.checkpoints, key="checkpoints", source=str(path), error=VerifyError, low=1, high=16)
     check_number(model.truncation, key="model.truncation", source=str(path), error=VerifyError, low=0, high=1)
     return config
 
@@ -330,15 +326,14 @@ def _read_generator(path: Path, config: SamplerConfig) -> nn.Module:
             f"{path}: SHA-256 is {found[:16]}..., config.json says {config.weights_sha256[:16]}...; get it again"
         )
     with torch.device("meta"):  # costs no memory, whatever sizes the config claims
-        one = sum(4 * parameter.numel() for parameter in build_generator(config.plan()).parameters())
-    promised = one * config.checkpoints
+        promised = sum(4 * parameter.numel() for parameter in build_generator(config.plan()).parameters())
     if promised > len(content):
         raise VerifyError(
             f"{path}: has {len(content)} bytes where config.json describes {promised}; get the sampler again"
         )
     try:
         arrays = safetensors.numpy.load(content)
-        generator = build_published(config.plan(), config.checkpoints)
+        generator = build_generator(config.plan())
         weights.load_arrays(generator, arrays)
     except (safetensors.SafetensorError, FederationError, KeyError, ValueError, TypeError) as error:
         raise VerifyError(f"{path}: {error}") from None

@@ -23,18 +23,10 @@ from ghostnet.losses import discriminator_loss, fakes_penalty, generator_loss, i
 from ghostnet.models.wgan import clip_weights
 from ghostnet.perceptual import perceptual_loss, release_features
 from ghostnet.plan import Plan
-from ghostnet.privacy.mechanism import (
-    PatientGradients,
-    choose_rows,
-    join_rows,
-    noised_sum,
-    sample_patients,
-    truncate_sample,
-)
+from ghostnet.privacy.mechanism import PatientGradients, choose_rows, join_rows, noised_sum, sample_patients
 from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.penalised import PenalisedGradients
 from ghostnet.progress import Progress, silent
-from ghostnet.rehearsal import rehearse
 from ghostnet.warm_start import embedding_loss, unseen_detail
 
 AddNoise = Callable[[int, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -87,9 +79,8 @@ def train_round(
 
     Guarantee:
         Unit: patient, add/remove one. Each step is a sampled Gaussian mechanism (q, sigma) with sensitivity
-        clip_norm, truncated where the plan says so; the perceptual release, where the plan has one, is a Gaussian
-        mechanism with sensitivity 1; the generator's steps are post-processing. Assumes: Poisson sampling with rate q,
-        and, where a batch is truncated, no more patients than `privacy.patients_at_most` (each hospital declares so).
+        clip_norm; the perceptual release, where the plan has one, is a Gaussian mechanism with sensitivity 1; the
+        generator's steps are post-processing. Assumes: Poisson sampling with rate q.
         Not covered: a patient seen by two hospitals (see certificate.py), and time or memory that an observer of the
         hospital's machine could measure.
     """
@@ -105,24 +96,18 @@ def train_round(
     add_noise = add_noise or (lambda _, summed: own_noise(summed))
 
     # Once a round. Everything but the perceptual release is public.
-    def public_fakes(network: nn.Module, step: int, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return _draw(network, plan, training.generator_batch, _public(plan, public_stream, step, purpose))
-
-    if first_step == 0 and training.discriminator_warmup_steps > 0:
-        draw = partial(public_fakes, purpose="rehearsal")
-        rehearse(discriminator, copy.deepcopy(generator), draw, row_loss, plan)
     perceptual = None
     if first_step > 0 and plan.perceptual_releases:  # charged as "perceptual features"
         perceptual = release_features(discriminator, cohort, plan, entropy)
     with torch.no_grad():
-        received = public_fakes(copy.deepcopy(generator), first_step, "watch")  # (b, c, h, w), (b,)
+        public = _public(plan, public_stream, first_step, "watch")
+        received = _draw(copy.deepcopy(generator), plan, training.generator_batch, public)  # (b, c, h, w), (b,)
     watch = Watch(generator, discriminator, *received, first_step)
     waited = 0  # discriminator steps since the generator's last one
 
     for step in range(first_step, first_step + steps):
         # Patients: each joins with probability q, with at most m images, each image in K views.
         sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
-        sampled = truncate_sample(sampled, privacy.truncate_batch, entropy)  # (min(p, b),), where the plan has a b
         index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
         index, groups = (t.repeat_interleave(privacy.views) for t in (index, groups))  # (r K,)
         reals = _view(cohort.images[index], plan, _private_draw(entropy))  # (r K, c, h, w)
@@ -230,7 +215,7 @@ def public_labels(prior: tuple[float, ...], count: int, public: torch.Generator)
 
 
 Draw = Callable[[int, int], torch.Tensor]  # (high, n) -> int64 (n,) in 0..high-1
-_PURPOSES = ("fakes", "generator", "rehearsal", "watch")
+_PURPOSES = ("fakes", "generator", "watch")
 
 
 def _public(plan: Plan, stream: int, step: int, purpose: str) -> torch.Generator:

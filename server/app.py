@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ghostnet import protocol, warm_start
 from ghostnet.errors import FederationError
-from ghostnet.models import Mixture, build_discriminator, build_generator
+from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.claim import resolve
@@ -112,7 +112,6 @@ def coordinate(
     train(conversation, plan, generator, checkpoint, progress)
 
     # Finish: usefulness as noised counts, and a signed statement from each hospital.
-    generator = _published(generator, plan, checkpoint)
     final = to_arrays(generator)
     drawn = warm_start.with_released_prior(plan, checkpoint.released_mean)  # as the sampler draws
     with checkpoint.timed("train the report's classifier"):
@@ -135,17 +134,6 @@ def coordinate(
     )
     publish(outcome, checkpoint.out, progress)
     checkpoint.finish()
-
-
-def _published(generator: torch.nn.Module, plan: Plan, checkpoint: Checkpoint) -> torch.nn.Module:
-    """The last generator or, where the plan asks for it, a mixture of those of the last rounds."""
-    kept = checkpoint.kept_members()
-    if not kept:
-        return generator
-    members = [build_generator(plan) for _ in kept]
-    for member, arrays in zip(members, kept, strict=True):
-        load_arrays(member, arrays)
-    return Mixture(members)
 
 
 def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:

@@ -26,14 +26,13 @@ from ghostnet import protocol
 from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
-from ghostnet.weights import Arrays, split_pair
+from ghostnet.weights import Arrays
 from server.conversation import Hospital, Known, Timing
 
 RELEASED = "released"
 """Name under which the warm start's release is saved."""
 
 _ROUND, _NUMBER = "round", "rounds_done"
-_MEMBER = "member-"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 
 
@@ -44,7 +43,6 @@ class Checkpoint:
     out: Path
     run_id: str
     plan_hash: str
-    members: int = 1  # generators of so many last rounds that are kept, to be published together
     rounds_done: int = 0
     finished: bool = False
     known: dict[str, Known] = field(default_factory=dict)
@@ -68,9 +66,7 @@ class Checkpoint:
         if record.exists():
             return cls._load(out, json.loads(record.read_text()), plan)
         (out / "server").mkdir(parents=True, exist_ok=True)
-        checkpoint = cls(
-            out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash(), members=plan.federation.checkpoints
-        )
+        checkpoint = cls(out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash())
         _write(out / "plan.toml", tomli_w.dumps(plan.to_dict()))
         checkpoint._write_record()
         return checkpoint
@@ -117,13 +113,7 @@ class Checkpoint:
         kept = {f"{part}{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         self.save(_ROUND, {**kept, _NUMBER: np.array([rounds_done], dtype=np.int64)})
         self._take_round(self.arrays.pop(_ROUND))
-        if self.members > 1 and rounds_done:
-            self.save(f"{_MEMBER}{rounds_done % self.members}", split_pair(weights)[0])
         self._write_record()
-
-    def kept_members(self) -> list[Arrays]:
-        """Generators of the last rounds, as many as are to be published together; none where one is."""
-        return [self.arrays[name] for name in sorted(self.arrays) if name.startswith(_MEMBER)]
 
     def _take_round(self, kept: Arrays) -> None:
         if kept:
@@ -162,7 +152,6 @@ class Checkpoint:
         record = {
             "run_id": self.run_id,
             "plan_hash": self.plan_hash,
-            "members": self.members,
             "rounds_done": self.rounds_done,
             "finished": self.finished,
             "known": {name: dataclasses.asdict(known) for name, known in self.known.items()},

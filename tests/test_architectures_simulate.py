@@ -15,7 +15,7 @@ from tests.plans import write_striped_npz
 
 PARTS = {  # each part of the recipe is in one of the runs
     "dcgan": "discriminator_steps_most = 3\nperceptual_noise_multiplier = 3.0\nperceptual_weight = 10.0",
-    "stylegan": 'discriminator_warmup_steps = 2\nloss = "non-saturating"',
+    "stylegan": 'loss = "non-saturating"',
     "wgan-gp": 'gradient_penalty = "patient"\nloss = "wasserstein"',
 }
 

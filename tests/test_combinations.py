@@ -48,7 +48,6 @@ REFUSED = [
         "no level that means real or fake",
     ),
     ({"discriminator_steps": f"{STEPS}\nfakes_accuracy = nan"}, "training.fakes_accuracy"),
-    ({"discriminator_steps": f"{STEPS}\ndiscriminator_warmup_steps = 99999999"}, "discriminator_warmup_steps"),
     ({"discriminator_steps": f"{STEPS}\nperceptual_weight = 1.0"}, "set both or neither"),
     ({"discriminator_steps": f"{STEPS}\nperceptual_noise_multiplier = 1.0"}, "set both or neither"),
     (
@@ -97,7 +96,6 @@ def test_plans_from_before_these_options_keep_their_hashes_and_a_changed_option_
         "gradient_penalty_weight": 1.0,
         "gradient_penalty": '"fakes"',
         "discriminator_steps_most": 9,
-        "discriminator_warmup_steps": 3,
         "fakes_accuracy": 0.7,
     }.items():
         other = parse_plan(tiny_plan_text(discriminator_steps=f"{STEPS}\n{name} = {value}"))

@@ -86,9 +86,7 @@ def test_robust_means_cannot_weigh() -> None:
         plan_with(lines, min_hospitals="min_hospitals = 3")
 
 
-def test_pooled_has_no_truncated_batches_and_no_released_features() -> None:
-    with pytest.raises(PlanError, match="truncate_batch"):
-        plan_with(POOLED, fakes="fakes = 4\ntruncate_batch = 5\npatients_at_most = 100")
+def test_pooled_has_no_released_features() -> None:
     with pytest.raises(PlanError, match="perceptual"):
         plan_with(POOLED, generator_batch="generator_batch = 8\nperceptual_weight = 1.0\n"
                   "perceptual_noise_multiplier = 1.0")  # fmt: skip

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from client.config import load_site
-from client.policy import check_plan
 from ghostnet.cli.partition import write_sites
 from ghostnet.errors import DataError
-from ghostnet.plan import parse_plan
-from ghostnet.privacy.claim import resolve
-from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
+from tests.plans import tiny_plan, write_striped_npz
 
 
 def _rows(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -29,18 +26,6 @@ def test_no_patient_is_at_two_hospitals_and_no_row_is_lost(tmp_path: Path, parti
     assert len(parts) == 3
     assert sum(map(len, owners)) == len(set.union(*owners))
     assert sum(len(part["images"]) for part in parts.values()) == len(np.load(data)["images"])
-
-
-def test_simulated_hospitals_declare_the_plans_bound_on_patients(tmp_path: Path) -> None:
-    data = write_striped_npz(tmp_path / "data.npz")
-    plan = parse_plan(
-        tiny_plan_text(fakes="fakes = 4\ntruncate_batch = 5\npatients_at_most = 500", epsilon="epsilon = 25.0")
-    )
-    for asked, bound in ((tiny_plan(), 0), (plan, 500)):
-        files = write_sites(tmp_path / f"sites-{bound}", data, 2, "iid", asked)
-        policies = [load_site(file).policy for file in files]
-        assert [policy.patients_at_most for policy in policies] == [bound, bound]
-        check_plan(resolve(asked), policies[0])
 
 
 def test_a_skewed_partition_is_skewed(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What is published beside one plain generator: a mixture of checkpoints, a released prior, a public start."""
+"""What is published beside a plain generator: a released prior, a public start."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -16,11 +15,11 @@ from typer.testing import CliRunner
 from ghostnet import protocol, warm_start
 from ghostnet.cli.main import app
 from ghostnet.errors import DataError, PlanError
-from ghostnet.models import Mixture, build_generator, noise_length
+from ghostnet.models import build_generator
 from ghostnet.plan import Plan, load_plan, plan_from_dict
 from ghostnet.privacy.certificate import verify_sampler
 from ghostnet.public_images import fit_public, load_public
-from ghostnet.sampler import Sampler, write_sampler
+from ghostnet.sampler import Sampler
 from tests.plans import tiny_plan, tiny_plan_text
 
 
@@ -29,32 +28,6 @@ def _plan(**tables: dict[str, object]) -> Plan:
     for table, values in tables.items():
         raw[table] |= values
     return plan_from_dict(raw)
-
-
-def _generators(plan: Plan, count: int) -> list[torch.nn.Module]:
-    return [build_generator(dataclasses.replace(plan, seed=seed)).eval() for seed in range(count)]
-
-
-def test_a_mixture_draws_each_image_from_one_member_and_uses_all_of_them_equally():
-    plan = tiny_plan()
-    members = _generators(plan, 3)
-    mixture = Mixture(members).eval()
-    z = torch.randn(3000, noise_length(mixture, plan), generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(3000, dtype=torch.int64)
-    with torch.no_grad():
-        drawn = mixture(z, labels)
-        ours = [(member(z[:, :-1], labels) - drawn).abs().amax(dim=(1, 2, 3)) < 1e-4 for member in members]
-    shares = torch.stack(ours).float().mean(dim=1)
-    assert torch.stack(ours).sum(dim=0).eq(1).all()
-    assert (shares - 1 / 3).abs().max() < 0.04  # 4 standard deviations
-
-
-def test_a_mixture_survives_the_round_trip_and_draws_the_same_whatever_the_batch(tmp_path):
-    plan = tiny_plan()
-    write_sampler(tmp_path / "sampler", Mixture(_generators(plan, 2)), plan)
-    sampler = Sampler.load(tmp_path / "sampler")
-    assert sampler.config.checkpoints == 2
-    torch.testing.assert_close(sampler.draw(9, seed=3, batch_size=2).images, sampler.draw(20, seed=3).images[:9])
 
 
 def test_a_released_prior_is_the_release_s_class_shares():
@@ -125,12 +98,12 @@ def test_a_public_start_brings_the_generator_nearer_to_its_images():
     assert distance() < 0.7 * before
 
 
-def test_a_run_publishes_mixture_prior_and_public_start_and_verifies(tmp_path):
+def test_a_run_publishes_prior_and_public_start_and_verifies(tmp_path):
     plan_file = tmp_path / "plan.toml"
     text = tiny_plan_text()
     text = text.replace("[image]", "[image]\nreleased_prior = true", 1)
     text = text.replace("[warm_start]", '[warm_start]\npublic = "procedural"\nshrink_classes = true', 1)
-    plan_file.write_text(text.replace("[federation]", "[federation]\ncheckpoints = 2", 1))
+    plan_file.write_text(text)
     rng = np.random.default_rng(0)
     data = tmp_path / "data.npz"
     np.savez(data, images=rng.integers(0, 256, (90, 28, 28), dtype=np.uint8), labels=np.arange(90) % 3 // 2)
@@ -141,7 +114,6 @@ def test_a_run_publishes_mixture_prior_and_public_start_and_verifies(tmp_path):
     certificate = json.loads((run / "sampler" / "certificate.json").read_text())
     assert certificate["public_images"]["source"] == "procedural"
     sampler = Sampler.load(run / "sampler")
-    assert sampler.config.checkpoints == 2
     assert sampler.config.image.label_prior != tiny_plan().image.label_prior
     assert sampler.config.image.label_prior[0] == pytest.approx(2 / 3, abs=0.15)
     assert [check.name for check in verify_sampler(run / "sampler") if not check.passed] == []

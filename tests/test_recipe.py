@@ -7,12 +7,11 @@ import torch
 
 from ghostnet import training
 from ghostnet.local_state import LocalState
-from ghostnet.losses import InputPenalty, discriminator_loss, fakes_penalty, input_penalty
-from ghostnet.models import build_discriminator, build_generator
+from ghostnet.losses import InputPenalty, fakes_penalty, input_penalty
+from ghostnet.models import build_discriminator
 from ghostnet.models.wgan import clip_weights
 from ghostnet.privacy.mechanism import PatientGradients
 from ghostnet.privacy.penalised import PenalisedGradients
-from ghostnet.rehearsal import rehearse
 from ghostnet.training import patient_gradients, step_discriminator, train_round
 from tests.entropy import SeededEntropy
 from tests.networks import ARCHITECTURES, network_plan, plan_cohort
@@ -169,33 +168,3 @@ def test_an_adaptive_n_d_asks_about_fakes_alone(monkeypatch):
 def _public_sums(summed, step: int):
     public = torch.Generator().manual_seed(step)
     return {name: torch.randn(value.shape, generator=public) for name, value in summed.items()}
-
-
-def test_first_lessons_teach_labels_and_images_from_public_ones_alone():
-    options = {"discriminator_warmup_steps": 30, "learning_rate_discriminator": 3e-3}
-    plan = network_plan("dcgan", training=options)
-    discriminator, generator = build_discriminator(plan), build_generator(plan)
-    stripes = torch.ones(2, 1, 28, 28) * -0.5
-    stripes[1, :, ::2] = 0.8
-
-    def draw(network, step):
-        public = torch.Generator().manual_seed(step)
-        labels = torch.arange(16) % 2
-        if network is generator:  # stands for one that the warm start has fitted
-            return stripes[labels] + 0.1 * torch.randn(16, 1, 28, 28, generator=public), labels
-        return network(torch.randn(16, plan.model.latent, generator=public), labels).detach(), labels
-
-    rehearse(discriminator, generator, draw, discriminator_loss("non-saturating"), plan)
-    images, labels = draw(generator, 99)
-    right, wrong = discriminator(images, labels), discriminator(images, 1 - labels)
-    untrained = discriminator(*draw(build_generator(plan), 99))
-    assert right.min() > wrong.max()
-    assert right.mean() > untrained.mean()
-
-
-def test_first_lessons_come_before_the_first_step_of_the_run_and_never_again(monkeypatch):
-    plan, seen = network_plan("dcgan", **private(training={"discriminator_warmup_steps": 2})), []
-    monkeypatch.setattr(training, "rehearse", lambda *a: seen.append(a))
-    state = run(plan, steps=2)
-    run(plan, steps=2, first_step=2, state=state)
-    assert len(seen) == 1

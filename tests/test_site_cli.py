@@ -273,19 +273,6 @@ def test_check_prints_json_and_the_table_of_the_same_intake(checked: tuple[Path,
     assert not config.ledger_path.exists()
 
 
-def test_more_patients_than_declared_are_exit_code_4_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
-    folder, _ = checked
-    text = (folder / "site.toml").read_text()
-    (folder / "few.toml").write_text(text + "patients_at_most = 1\n")
-    done = ghostnet("site", "check", folder / "few.toml", "--plan", folder / "plan.toml", check=False)
-    assert done.returncode == 4, done.stderr
-    assert "patients_at_most = 1" in done.stderr
-    assert "Patients" in done.stdout
-    assert "Traceback" not in done.stderr
-    (folder / "few.toml").write_text(text + "patients_at_most = 3\n")
-    assert ghostnet("site", "check", folder / "few.toml", "--plan", folder / "plan.toml").returncode == 0
-
-
 def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
     folder, _ = checked
     (folder / "labels.csv").write_text("image,label\nnone.dcm,normal\n")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -188,66 +187,6 @@ def check_poisson_sampling(
         value=worst,
         detail=f"{name} is {worst:+.1f} standard errors from Poisson sampling at q = {q:g} (at most {_ERRORS:g})",
     )
-
-
-def check_batch_sizes(
-    sampler: PatientSampler, *, patients: int, sampling_rate: float, at_most: int, steps: int, entropy: Entropy
-) -> Finding:
-    """A step's batch is a Poisson sample of which at most so many patients stay, none of them favoured.
-
-    The total of all batches, the number of full ones and the most frequent patient have exact laws, whose tail
-    probabilities are told as standard errors of a Gaussian. Given the sizes, the first half of the cohort has a
-    hypergeometric share of each batch.
-
-    Args:
-        sampler: what is under test.
-        patients: of the cohort.
-        sampling_rate: q.
-        at_most: patients that a step keeps, as accounted; `patients` where no truncation is.
-        steps: to draw.
-        entropy: of the coins.
-    """
-    joined = np.zeros((steps, patients))
-    for t, sampled in enumerate(sampler(patients, sampling_rate, steps, entropy)):
-        np.add.at(joined[t], sampled.numpy(), 1.0)
-    law = stats.binom.pmf(np.arange(at_most + 1), patients, sampling_rate)  # of a batch's size
-    law[at_most] = stats.binom.sf(at_most - 1, patients, sampling_rate)
-    of_total = np.ones(1)
-    for _ in range(steps):
-        of_total = np.convolve(of_total, law)
-    total, full = int(joined.sum()), int((joined.sum(1) == at_most).sum())
-    rate = float(of_total @ np.arange(len(of_total))) / steps / patients  # of one patient, each step
-    z = {
-        "total of all batches": _two_sided_z(of_total[: total + 1].sum(), of_total[total:].sum()),
-        "number of full batches": _two_sided_z(
-            stats.binom.cdf(full, steps, law[at_most]), stats.binom.sf(full - 1, steps, law[at_most])
-        ),
-        "most frequent patient": _two_sided_z(1.0, patients * stats.binom.sf(joined.sum(0).max() - 1, steps, rate)),
-        "first half's share": abs(_first_half_z(joined)),
-        "largest batch": math.inf if joined.sum(1).max() > at_most else 0.0,
-        "at most once a step": math.inf if joined.max() > 1 else 0.0,
-    }
-    name, worst = max(z.items(), key=lambda item: item[1])
-    return Finding(
-        check="batch sizes",
-        passed=worst <= _ERRORS,
-        value=worst,
-        detail=f"{name} is {worst:.1f} standard errors from samples of which at most {at_most} stay (at most 5)",
-    )
-
-
-def _first_half_z(joined: np.ndarray) -> float:
-    """Standard errors between the first half's part in all batches (steps, patients) and its fair one."""
-    patients, sizes = joined.shape[1], joined.sum(1)
-    share = patients // 2 / patients
-    variance = (sizes * share * (1 - share) * (patients - sizes) / max(patients - 1, 1)).sum()
-    return float((joined[:, : patients // 2].sum() - share * sizes.sum()) / math.sqrt(max(variance, 1e-12)))
-
-
-def _two_sided_z(at_most: float, at_least: float) -> float:
-    """Standard errors as improbable as the rarer of two tails; 0 for what is likely, inf for the impossible."""
-    chance = min(2 * min(at_most, at_least), 1.0)
-    return max(0.0, float(stats.norm.isf(chance))) if chance > 0 else math.inf
 
 
 def _variance_z(counts: np.ndarray, variance: float, once_total: float) -> float:

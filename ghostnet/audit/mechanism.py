@@ -36,7 +36,7 @@ from ghostnet.audit.canary_checks import (
     claimed_tradeoff,
     log_likelihood_ratios,
 )
-from ghostnet.audit.conformance import check_batch_sizes, check_noise_scale, check_poisson_sampling
+from ghostnet.audit.conformance import check_noise_scale, check_poisson_sampling
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
 from ghostnet.cohort import Cohort
@@ -44,7 +44,7 @@ from ghostnet.errors import AuditError
 from ghostnet.plan import Plan
 from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
 from ghostnet.privacy.claim import plan_events
-from ghostnet.privacy.events import Event, PoissonGaussianSteps, TruncatedPoissonGaussianSteps
+from ghostnet.privacy.events import Event, PoissonGaussianSteps
 from ghostnet.privacy.noise import Entropy, SystemEntropy
 from ghostnet.progress import Progress, silent
 
@@ -154,7 +154,6 @@ def audit_mechanism(
         _check_sensitivity(build, plan, profile, progress),
         *_check_noise(build, plan, event, entropy, progress),
         *_check_participation(build, plan, event, profile, entropy, progress),
-        check_truncation(build, plan, profile, entropy, progress),
     ]
     included = entropy.uniform(profile.canaries) < 0.5
     cohort = canaries.with_canaries(canaries.phantom_cohort(profile.patients), included, profile.images_each)
@@ -307,36 +306,6 @@ def _check_participation(
         lambda *_: [torch.from_numpy(np.flatnonzero(step > 0.5)) for step in released],
         patients=profile.watched,
         sampling_rate=event.sampling_rate,
-        steps=len(released),
-        entropy=entropy,
-    )
-
-
-def check_truncation(
-    build: Build, plan: Plan, profile: Profile, entropy: Entropy, progress: Progress = silent
-) -> Finding:
-    """Where a plan truncates batches, the build does so as it accounts for it.
-
-    Args:
-        build: under audit.
-        plan: from `audit_plan`; the truncation is added here.
-        profile: sizes of the audit.
-        entropy: of the coins.
-        progress: told (check, done, total).
-    """
-    keep = max(1, int(0.8 * plan.privacy.sampling_rate * profile.watched))
-    privacy = replace(plan.privacy, truncate_batch=keep, patients_at_most=profile.watched)
-    plan = replace(plan, privacy=replace(privacy, steps=max(2, profile.watched_steps // 2)))
-    event = next(iter(build.plan_events(plan)), None)
-    released = _watched(build, plan, profile, entropy, _named(progress, "truncation"))
-    at_most = profile.watched  # what an event that knows of no truncation stands for
-    if isinstance(event, TruncatedPoissonGaussianSteps) and event.patients_at_most >= profile.watched:
-        at_most = event.truncate_batch
-    return check_batch_sizes(
-        lambda *_: [torch.from_numpy(np.flatnonzero(step > 0.5)) for step in released],
-        patients=profile.watched,
-        sampling_rate=plan.privacy.sampling_rate,
-        at_most=at_most,
         steps=len(released),
         entropy=entropy,
     )

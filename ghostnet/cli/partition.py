@@ -27,7 +27,6 @@ path = "data.npz"
 [policy]
 max_epsilon = {epsilon!r}   # per patient, over all runs
 delta = {delta!r}
-patients_at_most = {patients}   # declared for plans that truncate batches; 0 = none
 allow_real_reference = {reference}
 """
 POOLED_TOML = """\
@@ -45,8 +44,7 @@ def write_sites(
         data: the NPZ file.
         sites: number of hospitals; ignored by `column:NAME`, which makes one for each value.
         partition: "iid", "dirichlet:ALPHA" (labels skewed) or "column:NAME".
-        plan: its epsilon, delta and bound on patients become the simulated hospitals' own limits; its seed decides the
-            shares.
+        plan: its epsilon and delta become the simulated hospitals' own limits; its seed decides the shares.
         resume: keep folders that an earlier attempt wrote.
 
     Returns:
@@ -72,7 +70,6 @@ def write_sites(
             name=name,
             epsilon=plan.privacy.epsilon,
             delta=plan.privacy.delta,
-            patients=plan.privacy.patients_at_most,
             reference=str(plan.utility.real_reference).lower(),
         )
         (site / "site.toml").write_text(text + pooled)

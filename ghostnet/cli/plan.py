@@ -83,8 +83,6 @@ def plan_cost(plan: Plan) -> dict[str, object]:
         "epsilon_all_hospitals": promised.epsilon_pld_all_hospitals,
         "noise_multiplier": plan.privacy.noise_multiplier,
         "sampling_rate": plan.privacy.sampling_rate,
-        "patients_kept_in_a_step": plan.privacy.truncate_batch or "all",
-        "patients_at_most": plan.privacy.patients_at_most or "any number",
         "discriminator_steps": plan.privacy.steps,
         "share": plan.federation.share,
         "rounds": plan.federation.rounds,

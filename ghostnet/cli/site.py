@@ -10,7 +10,6 @@ from rich.table import Table
 
 from client.cohort import check_site
 from client.config import load_site
-from client.policy import check_declaration
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
 from ghostnet.cli.site_init import init
@@ -39,7 +38,7 @@ def check(
     """Dry run of intake: what would be taken, left out and blanked. Spends nothing and sends nothing.
 
     Exit code 0 when there are images to train on, 5 when there are none (the table is printed all the same), 4 when
-    site.toml or a folder cannot be used or there are more patients than [policy].patients_at_most, 3 for the plan.
+    site.toml or a folder cannot be used, 3 for the plan.
     """
     config = load_site(site_file)
     with progress_bars() as progress:
@@ -52,7 +51,6 @@ def check(
         results.print(intake_view(table, site=site_file, quarantine=quarantine), highlight=False)
     if not table.train_images:
         raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
-    check_declaration(table.train_patients, config.policy)
 
 
 @app.command("budget")

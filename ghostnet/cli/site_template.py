@@ -172,11 +172,6 @@ KEYS: dict[str, Explained] = {
         text='Only for plans with share = "pooled": the most that all runs together may tell the coordinator and all '
         "other hospitals, who could put their parts together; 0: this hospital takes no part in pooled runs."
     ),
-    "policy.patients_at_most": Explained(
-        text="Only for plans that truncate batches: a number of training patients that this hospital will never "
-        "exceed, declared by people. It is public: take a generous round number, not the count. 0: declared nothing, "
-        "and such plans are refused. `ghostnet site check` tells when there are more."
-    ),
     "policy.peers": Explained(
         text='Only for plans with share = "pooled": "name=public key" of every other hospital; empty: as '
         "the coordinator says first."

@@ -13,18 +13,9 @@ from torch import nn
 
 from ghostnet.models import dcgan, keras28, stylegan, wgan, wgan_gp
 from ghostnet.models.dcgan import Discriminator, Generator
-from ghostnet.models.mixture import Mixture
 from ghostnet.plan import Architecture, Plan
 
-__all__ = [
-    "Discriminator",
-    "Generator",
-    "Mixture",
-    "build_discriminator",
-    "build_generator",
-    "build_published",
-    "noise_length",
-]
+__all__ = ["Discriminator", "Generator", "build_discriminator", "build_generator"]
 
 _FILES: dict[Architecture, ModuleType] = {
     "dcgan": dcgan,
@@ -49,13 +40,3 @@ def build_discriminator(plan: Plan) -> nn.Module:
         torch.manual_seed(plan.seed + 1)  # another stream than the generator's
         discriminator: nn.Module = _FILES[plan.model.architecture].build_discriminator(plan)
     return discriminator
-
-
-def build_published(plan: Plan, checkpoints: int) -> nn.Module:
-    """The form that a sampler's weights are loaded into: one generator, or a mixture of so many."""
-    return build_generator(plan) if checkpoints == 1 else Mixture([build_generator(plan) for _ in range(checkpoints)])
-
-
-def noise_length(generator: nn.Module, plan: Plan) -> int:
-    """Numbers in the noise vector of one image: the plan's latent, and one more for a mixture."""
-    return plan.model.latent + isinstance(generator, Mixture)

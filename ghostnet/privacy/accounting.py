@@ -3,20 +3,6 @@
 Both accountants are for the add/remove adjacency of one unit whose influence on each noised sum is at most the norm
 bound (L2 sensitivity 1 in units of the noise multiplier). The privacy loss distribution (Google dp-accounting,
 connect-the-dots, pessimistic) is the authority; Renyi DP (Opacus) is looser, and independent code.
-
-Steps whose batch is truncated to b patients, in a cohort of n <= N (dp-accounting's TruncatedSubsampledGaussianDpEvent;
-arXiv 2508.15089) are counted as a mixture that holds for every such n, because n itself is private:
-
-- Let K of the n - 1 others join. K has the same law with and without the patient, so it may be told to the attacker.
-- K < b: nothing is cut off. This is the sampled Gaussian (q, sigma).
-- K >= b: without the patient, the batch T is a uniform b-subset of the others. With the patient, who joins and stays
-  with probability p = E[q b / (K + 1) | K >= b] < q, it is T with one uniform member replaced. Given T and the member
-  the sum moves by at most 2 C or not at all: the sampled Gaussian (p, sigma / 2), and (q, sigma / 2) dominates it.
-- (q, sigma / 2) also dominates (q, sigma), so more weight on K >= b costs more; P[K >= b] grows with n. Taken at N it
-  stands for every n <= N.
-
-The library's own event takes n as known. Read with N for n it is not a bound: its epsilon falls again as n grows, since
-p does (a test shows this).
 """
 
 from __future__ import annotations
@@ -38,12 +24,9 @@ from ghostnet.privacy.events import (
     Event,
     GaussianRelease,
     PoissonGaussianSteps,
-    TruncatedPoissonGaussianSteps,
     event_from_dict,
     event_to_dict,
     repeat_for_hospitals,
-    sampled_steps,
-    truncation_probability,
 )
 
 __all__ = [
@@ -52,7 +35,6 @@ __all__ = [
     "Event",
     "GaussianRelease",
     "PoissonGaussianSteps",
-    "TruncatedPoissonGaussianSteps",
     "accountants_agree",
     "calibrate_noise_multiplier",
     "epsilon_pld",
@@ -96,8 +78,7 @@ def epsilon_pld(events: Sequence[Event], delta: float) -> float:
 
     Guarantee:
         Unit and sensitivity: those of the events' sums. Adjacency: add/remove one unit.
-        Assumes: independent Poisson sampling at the stated rate, Gaussian noise as in noise.py; for truncated steps,
-        at most `patients_at_most` patients.
+        Assumes: independent Poisson sampling at the stated rate, Gaussian noise as in noise.py.
         Source: Doroshenko et al., arXiv 2207.04380 (connect the dots).
     """
     _check_delta(delta)
@@ -134,8 +115,6 @@ def calibrate_noise_multiplier(
     sampling_rate: float,
     steps: int,
     other: Sequence[Event],
-    truncate_batch: int = 0,
-    patients_at_most: int = 0,
 ) -> float:
     """The least noise, on a grid of 1/1000, with which all events stay within a budget.
 
@@ -145,8 +124,6 @@ def calibrate_noise_multiplier(
         sampling_rate: q of the steps to calibrate.
         steps: how many, >= 1.
         other: events that are fixed already and share the budget.
-        truncate_batch: patients that a step keeps at most; 0 = all.
-        patients_at_most: public bound on the patients, where a batch is truncated.
 
     Returns:
         The noise multiplier: `epsilon_pld` of the other events and the steps is <= epsilon, and one grid step less
@@ -166,13 +143,11 @@ def calibrate_noise_multiplier(
         )
 
     def planned(sigma_steps: float) -> list[Event]:
-        step_event = sampled_steps(
+        step_event = PoissonGaussianSteps(
             name="planned",
             sampling_rate=sampling_rate,
             noise_multiplier=sigma_steps / _SIGMA_STEPS,
             steps=steps,
-            truncate_batch=truncate_batch,
-            patients_at_most=patients_at_most,
         )
         return [*other, step_event]
 
@@ -188,32 +163,31 @@ def calibrate_noise_multiplier(
     return _least(fits, guess) / _SIGMA_STEPS
 
 
-Composition = tuple[tuple[float, float, float, int], ...]
-"""Sorted (sampling_rate, noise_multiplier, truncation probability, steps), what both accountants work on."""
+Composition = tuple[tuple[float, float, int], ...]
+"""Sorted (sampling_rate, noise_multiplier, steps), what both accountants work on."""
 
 
 def _composition(events: Sequence[Event]) -> Composition:
     """Equal mechanisms added up; unsampled Gaussians as one, since k of them at sigma are one at sigma / sqrt(k)."""
-    steps: Counter[tuple[float, float, float]] = Counter()
+    steps: Counter[tuple[float, float]] = Counter()
     precision = 0.0  # sum of count / sigma^2
     for event in events:
         rate, count = (1.0, event.count) if isinstance(event, GaussianRelease) else (event.sampling_rate, event.steps)
         if not count:
             continue
         if event.noise_multiplier == 0:
-            return ((1.0, 0.0, 0.0, 1),)
-        truncated = truncation_probability(event) if isinstance(event, TruncatedPoissonGaussianSteps) else 0.0
-        if rate == 1 and truncated == 0:
+            return ((1.0, 0.0, 1),)
+        if rate == 1:
             precision += count / event.noise_multiplier / event.noise_multiplier
         else:
-            steps[rate, event.noise_multiplier, truncated] += count
+            steps[rate, event.noise_multiplier] += count
     if precision:
-        steps[1.0, precision**-0.5, 0.0] += 1
+        steps[1.0, precision**-0.5] += 1
     return tuple(sorted((*mechanism, count) for mechanism, count in steps.items()))
 
 
 def _interval(composition: Composition) -> float:
-    return _COARSE_INTERVAL if any(sigma < _COARSE_BELOW for _, sigma, _, _ in composition) else _INTERVAL
+    return _COARSE_INTERVAL if any(sigma < _COARSE_BELOW for _, sigma, _ in composition) else _INTERVAL
 
 
 @lru_cache(maxsize=256)
@@ -223,20 +197,16 @@ def _epsilon_pld(composition: Composition, delta: float, interval: float) -> flo
     # RDP at any orders is an upper bound, so what is called infinite here may be less, never more.
     if _renyi_epsilon(composition, delta, _CEILING_ORDERS) > EPSILON_CEILING:
         return math.inf
-    losses = (_losses(rate, sigma, cut, interval).self_compose(count) for rate, sigma, cut, count in composition)
+    losses = (_losses(rate, sigma, interval).self_compose(count) for rate, sigma, count in composition)
     total = reduce(lambda left, right: left.compose(right), losses)
     return _round_up(float(total.get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=8)  # tens of megabytes each; calibration and hospitals_per_patient come back to the same ones
-def _losses(rate: float, sigma: float, truncated: float, interval: float) -> Any:
-    def sampled(sigma: float) -> Any:
-        return privacy_loss_distribution.from_gaussian_mechanism(
-            standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
-        )
-
-    whole = sampled(sigma)
-    return sampled(sigma / 2).compute_mixture(whole, truncated) if truncated else whole
+def _losses(rate: float, sigma: float, interval: float) -> Any:
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
+    )
 
 
 @lru_cache(maxsize=256)
@@ -247,23 +217,14 @@ def _epsilon_rdp(composition: Composition, delta: float) -> float:
 def _renyi_epsilon(composition: Composition, delta: float, orders: list[float]) -> float:
     if composition[0][1] == 0:
         return math.inf
-    divergences = sum(_renyi_divergences(*mechanism, orders) for mechanism in composition)
+    divergences = sum(
+        np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=count, orders=orders))
+        for rate, sigma, count in composition
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns when the first or last order is the best; the bound holds anyway
         epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergences, delta=delta)
     return max(float(epsilon), 0.0)
-
-
-def _renyi_divergences(rate: float, sigma: float, truncated: float, steps: int, orders: list[float]) -> Any:
-    """Of all steps together at each order; a mixture's exp((order - 1) divergence) is the mixture of its parts'."""
-    whole = np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders))
-    if not truncated:
-        return steps * whole
-    cut = np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma / 2, steps=1, orders=orders))
-    with np.errstate(divide="ignore"):  # log(0) where every sample is truncated
-        weight, rest = np.log(truncated), np.log1p(-truncated)
-    above_one = np.asarray(orders) - 1
-    return steps * np.logaddexp(rest + above_one * whole, weight + above_one * cut) / above_one
 
 
 def _round_up(epsilon: float) -> float:

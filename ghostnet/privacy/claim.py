@@ -11,11 +11,11 @@ from ghostnet.privacy.accounting import accountants_agree, calibrate_noise_multi
 from ghostnet.privacy.events import (
     Event,
     GaussianRelease,
+    PoissonGaussianSteps,
     SharedNoiseSteps,
     coalition_events,
     other_hospital_events,
     repeat_for_hospitals,
-    sampled_steps,
 )
 
 
@@ -54,8 +54,6 @@ def resolve(plan: Plan) -> Plan:
         sampling_rate=privacy.sampling_rate,
         steps=privacy.steps,
         other=_single_releases(plan),
-        truncate_batch=privacy.truncate_batch,
-        patients_at_most=privacy.patients_at_most,
     )
     return dataclasses.replace(plan, privacy=dataclasses.replace(privacy, noise_multiplier=noise_multiplier))
 
@@ -83,13 +81,11 @@ def plan_events(plan: Plan) -> tuple[Event, ...]:
             hospitals=plan.federation.hospitals,
         )
         return (*_single_releases(plan), shared)
-    steps = sampled_steps(
+    steps = PoissonGaussianSteps(
         name="discriminator steps",
         sampling_rate=privacy.sampling_rate,
         noise_multiplier=privacy.noise_multiplier,
         steps=privacy.steps,
-        truncate_batch=privacy.truncate_batch,
-        patients_at_most=privacy.patients_at_most,
     )
     return (*_single_releases(plan), steps)
 
@@ -103,8 +99,7 @@ def claim(plan: Plan) -> Claim:
 
     Guarantee:
         Unit: patient, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
-        releases.py, and nothing else, leave the hospital; where batches are truncated, that no hospital has more
-        patients than it declared (each refuses a plan whose privacy.patients_at_most is below its declaration).
+        releases.py, and nothing else, leave the hospital.
         Not covered: other runs on the same patients (ledger.py composes them); utility.real_reference, which is for
         simulations and not private.
     """
@@ -126,19 +121,7 @@ def claim(plan: Plan) -> Claim:
         epsilon_pld_other_hospital=epsilon_pld(other_hospital_events(events), privacy.delta),
         hospitals_per_patient=federation.hospitals_per_patient,
         delta=privacy.delta,
-        sampling=f"Poisson, each patient joins each step independently with probability {privacy.sampling_rate:g}"
-        + truncation_words(plan),
-    )
-
-
-def truncation_words(plan: Plan) -> str:
-    """What is added to the words about sampling; empty where no batch is truncated."""
-    privacy = plan.privacy
-    if privacy.truncate_batch == 0:
-        return ""
-    return (
-        f"; of a larger sample {privacy.truncate_batch} patients stay, chosen at random, in hospitals that declared "
-        f"at most {privacy.patients_at_most} patients"
+        sampling=f"Poisson, each patient joins each step independently with probability {privacy.sampling_rate:g}",
     )
 
 

@@ -11,12 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from ghostnet.errors import PlanError
 from ghostnet.tables import read_table
-
-_MOST_PATIENTS = 10**10  # more than there are people; binomial tails are exact far beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +43,6 @@ class PoissonGaussianSteps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedPoissonGaussianSteps:
-    """The same, where of a sample larger than `truncate_batch` only so many stay, chosen uniformly at random.
-
-    One patient more may then push another one out, so that the sum moves by two norm bounds and not by one. How often
-    depends on the number of patients, which is private: `patients_at_most` is a public bound on it.
-    """
-
-    name: str  # what was released, for people
-    sampling_rate: float  # q in (0, 1]
-    noise_multiplier: float  # standard deviation over norm bound; 0 = released without noise
-    steps: int
-    truncate_batch: int  # b >= 1: the largest number of patients that a step keeps
-    patients_at_most: int  # N >= 1, PUBLIC: every hospital of this event has declared no more
-
-    def __post_init__(self) -> None:
-        """Refuses values outside their range (`PlanError`)."""
-        _check_event(self, self.noise_multiplier, self.sampling_rate, self.steps)
-        for name, value in (("truncate_batch", self.truncate_batch), ("patients_at_most", self.patients_at_most)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_PATIENTS:
-                raise PlanError(f"{self}: {name} = {value!r} must be a whole number from 1 to {_MOST_PATIENTS:,}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SharedNoiseSteps:
     """Gaussian releases over the sum of several hospitals' fresh samples; each hospital adds its share of the noise.
 
@@ -90,54 +63,15 @@ class SharedNoiseSteps:
             raise PlanError(f"{self}: hospitals = {self.hospitals!r} must be a whole number >= 2")
 
 
-Event = GaussianRelease | PoissonGaussianSteps | TruncatedPoissonGaussianSteps | SharedNoiseSteps
+Event = GaussianRelease | PoissonGaussianSteps | SharedNoiseSteps
 
-_KINDS: dict[
-    str,
-    type[GaussianRelease] | type[PoissonGaussianSteps] | type[TruncatedPoissonGaussianSteps] | type[SharedNoiseSteps],
-] = {
+_KINDS: dict[str, type[GaussianRelease] | type[PoissonGaussianSteps] | type[SharedNoiseSteps]] = {
     "gaussian": GaussianRelease,
     "poisson-gaussian": PoissonGaussianSteps,
-    "truncated-poisson-gaussian": TruncatedPoissonGaussianSteps,
     "shared-noise-poisson-gaussian": SharedNoiseSteps,
 }
 EVENT_TYPES = tuple(_KINDS.values())
 """Everything that the accountants can count."""
-
-
-def sampled_steps(
-    *,
-    name: str,
-    sampling_rate: float,
-    noise_multiplier: float,
-    steps: int,
-    truncate_batch: int = 0,
-    patients_at_most: int = 0,
-) -> PoissonGaussianSteps | TruncatedPoissonGaussianSteps:
-    """The event of a run's steps; truncated where `truncate_batch` is not 0.
-
-    Raises:
-        PlanError: a value outside its range.
-    """
-    plain = PoissonGaussianSteps(name=name, sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, steps=steps)
-    if truncate_batch == 0:
-        return plain
-    return TruncatedPoissonGaussianSteps(
-        **dataclasses.asdict(plain), truncate_batch=truncate_batch, patients_at_most=patients_at_most
-    )
-
-
-def truncation_probability(event: TruncatedPoissonGaussianSteps) -> float:
-    """Largest probability that one patient can be the one too many in a step: P[Binomial(N - 1, q) >= b].
-
-    Of the at most N patients the others are N - 1; where b of them joined, the batch is full without that patient.
-    The probability grows with the number of patients, so that N stands for every smaller number.
-    """
-    others = event.patients_at_most - 1
-    if event.truncate_batch > others:
-        return 0.0
-    # scipy's tail is good to about 1e-12; one part in 1e9 more keeps it on the side of caution.
-    return min(1.0, float(stats.binom.sf(event.truncate_batch - 1, others, event.sampling_rate)) * (1 + 1e-9))
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:

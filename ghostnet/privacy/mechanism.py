@@ -3,7 +3,6 @@
 The functions are used in this order by `ghostnet.training`, which never sees a patient's gradient:
 
     S <- sample_patients        each patient independently with probability q
-    S <- truncate_sample        where the plan says so: at most b of them, chosen at random
     rows <- choose_rows         at most m images of each
     g <- clipped_sum            sum_p clip(mean over p's rows of grad loss(D, row), C) + the same for each fake
     g <- noised_sum             g + N(0, (sigma C)^2), one draw
@@ -29,7 +28,7 @@ from ghostnet.privacy.bookkeeping import Forward, group_gradients
 from ghostnet.privacy.groups import Groups
 from ghostnet.privacy.layers import check_discriminator, row_independent
 from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid
-from ghostnet.privacy.sampling import choose_rows, sample_patients, truncate_sample
+from ghostnet.privacy.sampling import choose_rows, sample_patients
 
 __all__ = [
     "GradientEngine",
@@ -44,7 +43,6 @@ __all__ = [
     "noised_sum",
     "row_independent",
     "sample_patients",
-    "truncate_sample",
     "whole_groups",
 ]
 

@@ -1,4 +1,4 @@
-"""Who takes part in a step: patients by secure coins, at most so many of them, at most so many images of each."""
+"""Who takes part in a step: patients by secure coins, at most so many images of each."""
 
 from __future__ import annotations
 
@@ -23,36 +23,6 @@ def sample_patients(patients: int, sampling_rate: float, entropy: Entropy) -> Te
     if not 0 < sampling_rate <= 1:
         raise PlanError(f"sampling_rate = {sampling_rate} is not in (0, 1]; set [privacy].sampling_rate in plan.toml")
     return torch.from_numpy(np.flatnonzero(entropy.uniform(patients) < sampling_rate).astype(np.int64))
-
-
-def truncate_sample(sampled: Tensor, truncate_batch: int, entropy: Entropy) -> Tensor:
-    """Keeps at most `truncate_batch` of a step's patients, chosen uniformly at random.
-
-    Args:
-        sampled: int64 (p,), ascending, from `sample_patients`.
-        truncate_batch: b; 0 keeps all, and draws nothing.
-        entropy: source of the choice.
-
-    Returns:
-        int64 (min(p, b),), ascending. SENSITIVE.
-
-    Raises:
-        PlanError: b is negative.
-
-    Guarantee:
-        Unit: patient. Where the sample was cut, one patient more can push another one out: the clipped sum then moves
-        by 2 clip_norm and not by one. Accounted for by `TruncatedPoissonGaussianSteps`, and only by it.
-    """
-    if truncate_batch < 0:
-        raise PlanError(f"truncate_batch = {truncate_batch} is negative; set [privacy].truncate_batch in plan.toml")
-    if truncate_batch == 0 or len(sampled) <= truncate_batch:
-        return sampled
-    kept = sampled.tolist()
-    while len(kept) > truncate_batch:  # one by one: ordering by random numbers would be uneven where two are alike
-        dropped = int(entropy.integers(len(kept), 1)[0])
-        kept[dropped] = kept[-1]
-        kept.pop()
-    return torch.tensor(sorted(kept), dtype=torch.int64)
 
 
 def choose_rows(owners: Tensor, sampled: Tensor, images_per_patient: int, entropy: Entropy) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import Event, epsilon_pld, epsilon_rdp, event_to_dict, repeat_for_hospitals
 from ghostnet.privacy.chain import ADJACENCY, UNIT
-from ghostnet.privacy.claim import plan_events, truncation_words
+from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import coalition_events, other_hospital_events
 
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
@@ -26,8 +26,6 @@ NOT_COVERED = (
     "what a hospital's software released if it was not this code, unchanged",
     "facts about a population that hold whether or not any one patient took part",
 )
-
-TRUNCATED_NOT_COVERED = ("truncated batches: a hospital that has more patients than it declared",)
 
 SiteStatement = dict[str, Any]  # the keys of STATEMENT_KEYS
 STATEMENT_KEYS = frozenset(
@@ -104,7 +102,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
         "unit": UNIT,
         "adjacency": ADJACENCY,
         "mechanism": MECHANISM,
-        "sampling": SAMPLING + truncation_words(plan),
+        "sampling": SAMPLING,
         "noise_multiplier": privacy.noise_multiplier,
         "sampling_rate": privacy.sampling_rate,
         "steps": privacy.steps,
@@ -118,7 +116,6 @@ def mechanism(plan: Plan) -> dict[str, Any]:
         },
         "not_covered": [
             *NOT_COVERED,
-            *(TRUNCATED_NOT_COVERED if privacy.truncate_batch else ()),
             *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
         ],
         **_federation(plan),

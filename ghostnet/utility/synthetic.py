@@ -7,7 +7,6 @@ import copy
 import torch
 from torch import nn
 
-from ghostnet.models import noise_length
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
 from ghostnet.utility import classification, classifier
@@ -63,6 +62,6 @@ def draw_labels(generator: nn.Module, plan: Plan, labels: torch.Tensor, *, seed:
 
 
 def _images(generator: nn.Module, plan: Plan, labels: torch.Tensor, public: torch.Generator) -> torch.Tensor:
-    network, length = copy.deepcopy(generator).eval(), noise_length(generator, plan)
-    parts = [network(torch.randn(len(some), length, generator=public), some) for some in labels.split(DRAW_BATCH)]
+    network, latent = copy.deepcopy(generator).eval(), plan.model.latent
+    parts = [network(torch.randn(len(some), latent, generator=public), some) for some in labels.split(DRAW_BATCH)]
     return torch.cat(parts)

@@ -73,7 +73,6 @@ ASKED = [
     *(("model.discriminator_norm", value, "P11") for value in ["batch", "", None, 7]),
     *(("federation.share", value, "P11") for value in ["discriminator", "gradients", None]),
     *(("privacy.fakes", value, "P14") for value in [*NO_NUMBER, 0, 8193]),
-    *(("privacy.truncate_batch", value, "P15") for value in [5, -1, None]),
     *(("training.perceptual_noise_multiplier", value, "P16") for value in [*NO_NUMBER, 1e-9, 0.299]),
     ("federation.share", "pooled", "P17"),
     *(("utility.real_reference", value, "P13") for value in [True, 1, "no", None]),
@@ -87,7 +86,8 @@ def test_a_server_that_asks_for_too_much_is_refused_by_number(key: str, value: A
 
 def test_every_number_has_a_case() -> None:
     elsewhere = {"P12", "P18"}  # lists of the policy: below, and in test_pooled_site.py
-    assert {code for _, _, code in ASKED} | elsewhere == {f"P{number:02d}" for number in range(1, 19)}
+    numbers = {f"P{number:02d}" for number in range(1, 19)} - {"P15"}  # P15 belonged to a limit that was taken out
+    assert {code for _, _, code in ASKED} | elsewhere == numbers
 
 
 def test_all_broken_limits_are_told_at_once() -> None:
@@ -96,10 +96,9 @@ def test_all_broken_limits_are_told_at_once() -> None:
     assert codes(asked) >= {"P03", "P06", "P07"}
 
 
-@pytest.mark.parametrize("key", ["warm_start.feature_size", "training.discriminator_warmup_steps"])
 @pytest.mark.parametrize("value", [*NO_NUMBER, 1.5, 10**6])
-def test_what_is_large_only_together_with_another_value_is_refused_too(key: str, value: Any) -> None:
-    assert codes(changed(key, value)) == {"P14"}
+def test_what_is_large_only_together_with_another_value_is_refused_too(value: Any) -> None:
+    assert codes(changed("warm_start.feature_size", value)) == {"P14"}
 
 
 def test_a_patients_vectors_are_bounded_before_a_network_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,21 +176,20 @@ LIMITS = {
     "max_steps": [1, 4, 100_000],
     "max_sampling_rate": [0.01, 0.3, 1.0],
     "max_coalition_epsilon": [0.0, 1.0, 1000.0],
-    "patients_at_most": [0, 1000, 30],
     "peers": [("no key",), ()],
     "approved_plans": [(), ("f" * 64,), ("any",)],
     "allow_real_reference": [False, True],
 }  # each from tight to loose
 
 
-NOT_FOR_EVERY_PLAN = ("max_coalition_epsilon", "patients_at_most", "peers")  # pooled or truncated plans only
+POOLED_ALONE = ("max_coalition_epsilon", "peers")
 
 
 def test_every_limit_is_in_the_table() -> None:
     assert set(LIMITS) == {field.name for field in dataclasses.fields(PolicySpec)}
 
 
-@pytest.mark.parametrize("name", sorted(set(LIMITS) - {"allow_real_reference", *NOT_FOR_EVERY_PLAN}))
+@pytest.mark.parametrize("name", sorted(set(LIMITS) - {"allow_real_reference", *POOLED_ALONE}))
 def test_each_limit_alone_can_refuse_a_plan_that_passes_otherwise(name: str) -> None:
     loose = PolicySpec(**{key: values[-1] for key, values in LIMITS.items()})
     assert codes(plan(), loose) == set()
@@ -203,25 +201,13 @@ def pooled() -> Plan:
     return replace(plan(), federation=replace(plan().federation, share="pooled", hospitals=3))
 
 
-@pytest.mark.parametrize("name", ["max_coalition_epsilon", "peers"])
+@pytest.mark.parametrize("name", POOLED_ALONE)
 def test_each_limit_for_pooled_runs_alone_can_refuse_one(name: str) -> None:
     loose = PolicySpec(**{key: values[-1] for key, values in LIMITS.items()})
     assert codes(pooled(), loose) == set()
     refused = codes(pooled(), replace(loose, **{name: LIMITS[name][0]}))
     assert refused == {"P17" if name == "max_coalition_epsilon" else "P18"}
     assert codes(plan(), replace(loose, **{name: LIMITS[name][0]})) == set()
-
-
-def truncated() -> Plan:
-    """The plan, with batches of at most five of at most a hundred patients."""
-    return replace(plan(), privacy=replace(plan().privacy, truncate_batch=5, patients_at_most=100, epsilon=20.0))
-
-
-def test_only_a_declared_number_of_patients_within_the_plans_lets_a_truncated_one_through() -> None:
-    loose = PolicySpec(**{key: values[-1] for key, values in LIMITS.items()})
-    for declared, refused in ((0, {"P15"}), (101, {"P15"}), (True, {"P15"}), (None, {"P15"}), (100, set()), (1, set())):
-        assert codes(truncated(), replace(loose, patients_at_most=declared)) == refused  # type: ignore[arg-type]
-        assert codes(plan(), replace(loose, patients_at_most=declared)) == set()  # type: ignore[arg-type]
 
 
 def test_what_the_others_may_learn_together_is_more_than_the_plan_costs_and_is_what_is_held_against_the_limit() -> None:
@@ -256,7 +242,6 @@ PLANS = st.sampled_from(
         changed("utility.real_reference", True),
         changed("warm_start.noise_multiplier", 0.1),
         pooled(),
-        truncated(),
     ]
 )
 POLICIES = st.fixed_dictionaries({name: st.sampled_from(range(len(values))) for name, values in LIMITS.items()})

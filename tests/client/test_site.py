@@ -89,7 +89,7 @@ def test_nothing_of_a_plan_is_built_before_the_limits_have_passed(
 ) -> None:
     huge = dataclasses.replace(plan, model=dataclasses.replace(plan.model, discriminator_width=4096))
     built: list[str] = []
-    for name in ("LocalState", "build_published"):
+    for name in ("LocalState", "build_generator"):
         monkeypatch.setattr(client.site, name, lambda *_, name=name: built.append(name))
     generator = to_arrays(build_generator(plan))
     run_id = secrets.token_hex(16)

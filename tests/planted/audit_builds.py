@@ -119,11 +119,6 @@ def accounted(**changes: Callable[[Any], Any]) -> Callable[[Plan], tuple[Event, 
     return events
 
 
-def untruncated(plan: Plan) -> tuple[Event, ...]:
-    """Events of a build whose accounting never heard of truncated batches."""
-    return plan_events(replace(plan, privacy=replace(plan.privacy, truncate_batch=0, patients_at_most=0)))
-
-
 def planted(name: str, **replaced: object) -> Build:
     """A build that runs something wrong."""
     return replace(HOSPITAL, name=name, train_round=loop_with(**replaced))
@@ -139,8 +134,6 @@ SHUFFLED = planted("shuffled batches", sample_patients=Shuffled())
 VIEWS_BY_ROW = planted("views by row", _private_draw=views_by_row)
 HALF_RATE_CLAIMED = replace(HOSPITAL, name="q / 2 accounted", plan_events=accounted(sampling_rate=lambda q: q / 2))
 QUARTER_CLAIMED = replace(HOSPITAL, name="T / 4 accounted", plan_events=accounted(steps=lambda steps: steps // 4))
-
-TRUNCATION_UNACCOUNTED = replace(HOSPITAL, name="truncation not accounted", plan_events=untruncated)
 
 BUILDS = {name: build for name, build in vars().items() if isinstance(build, Build) and build is not HOSPITAL}
 

@@ -31,7 +31,7 @@ from ghostnet.audit import canaries
 from ghostnet.audit.canaries import NoEntropy, TrainRound
 from ghostnet.audit.conformance import check_poisson_sampling, check_public_values
 from ghostnet.audit.findings import Finding
-from ghostnet.audit.mechanism import HOSPITAL, Build, Profile, check_truncation
+from ghostnet.audit.mechanism import HOSPITAL, Build, Profile
 from ghostnet.cohort import Cohort
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
 from ghostnet.models import build_discriminator, build_generator
@@ -288,11 +288,6 @@ def check_steps_as_accounted(build: Build) -> Finding:
         value=float(released),
         detail=f"{released} noised sums were released, {accounted} are accounted",
     )
-
-
-def check_truncation_as_accounted(build: Build) -> Finding:
-    """The loop truncates batches as its event says."""
-    return check_truncation(build, _watched_plan(), SMALL, SeededEntropy(1))
 
 
 def _watched_plan() -> Plan:

@@ -38,7 +38,6 @@ ASKED = (
     "DP skipped after a restart",
     "NaN sigma from the server",
     "raw metrics in a message",
-    "truncation not accounted",
     "no rounding reserve",
     "pooled share with noise sigma/n",
     "mask used twice",
@@ -133,12 +132,6 @@ ACCOUNTING = (
         caught_by="step count",
         wrong=of_build(hospital_bugs.check_steps_as_accounted, audit_builds.QUARTER_CLAIMED),
         clean=of_build(hospital_bugs.check_steps_as_accounted),
-    ),
-    Planted(
-        bug="truncation not accounted",
-        caught_by="batch sizes",
-        wrong=of_build(hospital_bugs.check_truncation_as_accounted, audit_builds.TRUNCATION_UNACCOUNTED),
-        clean=of_build(hospital_bugs.check_truncation_as_accounted),
     ),
     Planted(
         bug="public values from len(dataset)",

@@ -15,7 +15,7 @@ PROMISED = """
 no noise, noise / B, noise / physical batches, noise x 0.5, same noise each step, no clip, batch clip,
 image-level clip, two forwards with fixed fakes, fakes sized by the real batch, minibatch-stddev, relativistic loss,
 shuffled batches, q/2 accounted, T/4 accounted, public values from len(dataset), fresh accountant each round,
-DP skipped after a restart, NaN sigma from the server, raw metrics in a message, truncation not accounted,
+DP skipped after a restart, NaN sigma from the server, raw metrics in a message,
 no rounding reserve, pooled share with noise sigma/n, mask used twice, perceptual release not charged,
 adaptive n_D asked about reals, gradient penalty at reals added after the noise
 """
