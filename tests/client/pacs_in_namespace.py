@@ -235,16 +235,15 @@ def protected(folder: Path) -> dict[str, Any]:
 
 
 def outcome(spec: PacsSpec, wanted: Sequence[str], folder: Path, tell: Any = silent) -> dict[str, Any]:
-    """The error that a person sees, if any, how long it took, and whether it names a UID."""
-    start = time.monotonic()
+    """The error that a person sees, if any, and whether it names a UID."""
     try:
         fetched = fetch_studies(spec, wanted, folder, tell)
     except GhostNetError as error:
         text = str(error)
         names = any(uid in text for uid in wanted)
         kind = error.__class__.__name__
-        return {"error": kind, "text": text, "names a UID": names, "seconds": time.monotonic() - start}
-    return {"error": "", "text": "", "new": fetched.images_new, "seconds": time.monotonic() - start}
+        return {"error": kind, "text": text, "names a UID": names}
+    return {"error": "", "text": "", "new": fetched.images_new}
 
 
 def compared(folder: Path, files: Files) -> dict[str, Any]:

@@ -73,7 +73,22 @@ def parts(*files: bytes) -> Answer:
     return body(text, 'multipart/related; type="application/dicom"; boundary="b"')
 
 
-def endless(start: bytes, chunk: bytes, kind: str, delay_s: float = 0.0) -> Answer:
+def dripping(file: bytes, delay_s: float) -> Answer:
+    """A WADO-RS answer that comes byte by byte."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", MULTIPART)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in PART_START + file + b"\r\n--b--\r\n":
+                handler.wfile.write(bytes([byte]))
+                time.sleep(delay_s)
+
+    return answer
+
+
+def endless(start: bytes, chunk: bytes, kind: str) -> Answer:
     """An answer that goes on until the client hangs up."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -84,7 +99,6 @@ def endless(start: bytes, chunk: bytes, kind: str, delay_s: float = 0.0) -> Answ
             handler.wfile.write(start)
             while True:
                 handler.wfile.write(chunk)
-                time.sleep(delay_s)
 
     return answer
 
@@ -189,13 +203,18 @@ def test_an_endless_file_is_cut_off_and_the_next_one_taken(tmp_path: Path) -> No
 
 
 def test_a_file_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is what was asked for, and would be taken if it were waited for."""
     monkeypatch.setattr(retrieval, "_GRACE_TIMEOUTS", 0.2)
-    drip = endless(PART_START, b"\0", MULTIPART, delay_s=0.02)
-    with web_server(serving(body(listing("1.1")), lambda _: drip)) as (url, _):
-        start = time.monotonic()
+    with web_server(serving(body(listing("1.1")), lambda _: dripping(file_of("1.1"), delay_s=0.02))) as (url, _):
         counts = run(web(url), tmp_path)
     assert (counts.images_new, counts.images_missing) == (0, 1)
-    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_that_waiting_does_not_change_is_asked_for_once(status: int, tmp_path: Path) -> None:
+    with web_server(lambda _: body(b"", status=status)) as (url, asked), pytest.raises(PacsFault):
+        run(web(url), tmp_path)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

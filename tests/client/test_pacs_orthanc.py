@@ -110,4 +110,3 @@ def test_each_failure_is_one_line_that_says_why_and_names_no_patient(
     assert words in found["text"]
     assert "\n" not in found["text"]
     assert not found["names a UID"]
-    assert found["seconds"] < 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ghostnet.errors import PlanError
+from ghostnet.privacy import accounting
 from ghostnet.privacy.accounting import (
     Event,
     GaussianRelease,
@@ -66,6 +66,22 @@ def steps_of(rate: float, sigma: float, steps: int) -> PoissonGaussianSteps:
 
 def gaussian(sigma: float, count: int = 1) -> GaussianRelease:
     return GaussianRelease(name="sum", noise_multiplier=sigma, count=count)
+
+
+@pytest.fixture
+def distributions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The interval of each privacy loss distribution that is made from here on; nearly all the time goes into them."""
+    library, made = accounting.privacy_loss_distribution, []
+    make = library.from_gaussian_mechanism
+
+    def counted(**given: float) -> object:
+        made.append(given["value_discretization_interval"])
+        return make(**given)
+
+    monkeypatch.setattr(library, "from_gaussian_mechanism", counted)
+    for kept in (accounting._epsilon_pld, accounting._losses):
+        kept.cache_clear()
+    return made
 
 
 def check_cell(cell: tuple[float, float, int]) -> None:
@@ -142,10 +158,9 @@ def test_epsilon_is_rounded_up_and_nothing_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("event", [gaussian(0.0), steps_of(0.1, 0.0, 1), gaussian(1e-6), gaussian(1e-300)])
-def test_no_noise_is_infinite_and_costs_no_time(event: Event) -> None:
-    start = time.process_time()
+def test_no_noise_is_infinite_without_a_loss_distribution(event: Event, distributions: list[float]) -> None:
     assert epsilon_pld([gaussian(5.0), event], DELTA) == math.inf
-    assert time.process_time() - start < 2
+    assert distributions == []
     if event.noise_multiplier == 0:
         assert epsilon_rdp([gaussian(5.0), event], DELTA) == math.inf
 
@@ -230,12 +245,12 @@ def test_something_else_than_a_table_is_no_event(raw: object) -> None:
         (0.5, 1e-8, 1.0, 20, []),
     ],
 )
-def test_calibrated_noise_is_the_least_that_fits(
-    epsilon: float, delta: float, rate: float, steps: int, other: list[Event]
+def test_calibrated_noise_is_the_least_that_fits_and_is_found_in_a_few_looks(
+    epsilon: float, delta: float, rate: float, steps: int, other: list[Event], distributions: list[float]
 ) -> None:
-    start = time.process_time()
     sigma = calibrate_noise_multiplier(epsilon=epsilon, delta=delta, sampling_rate=rate, steps=steps, other=other)
-    assert time.process_time() - start < 10
+    assert 0 < distributions.count(accounting._INTERVAL) <= 15
+    assert 0 < distributions.count(accounting._COARSE_INTERVAL) <= 15
     assert sigma == round(sigma, 3)
     assert epsilon_pld([*other, steps_of(rate, sigma, steps)], delta) <= epsilon
     assert epsilon_pld([*other, steps_of(rate, round(sigma - 0.001, 3), steps)], delta) > epsilon

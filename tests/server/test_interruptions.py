@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +160,3 @@ def test_hospitals_without_a_class_train_join_and_tell_nothing(tmp_path: Path) -
             }
             assert node
     assert {name for name, forms in shapes.items() if len(forms) > 1} == set()
-
-
-def test_the_cost_of_a_pooled_step_beside_its_gradients(sites: list[Path], tmp_path: Path) -> None:
-    plan = plan_of("pooled", steps=8, rounds=1)
-    run(plan, sites, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "server" / "run.json").read_text())
-    (block,) = [t for t in record["timings"] if t["phase"] == "pooled steps"]
-    a_step_ms = 1e3 * block["wall_s"] / plan.privacy.steps
-    print(f"\n{len(NAMES)} hospitals one after another: {a_step_ms:.0f} ms a pooled step, gradients included")
-    assert block["wall_s"] / plan.privacy.steps < 5
