@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ghostnet.losses import discriminator_loss
 from ghostnet.models.dcgan import Discriminator
 from ghostnet.privacy.mechanism import GradientEngine, PatientGradients, Rows, noised_sum
-from ghostnet.privacy.noise import SystemEntropy
+from ghostnet.privacy.noise import SystemEntropy, grid_step
 
 Step = Callable[[], list[Tensor]]
 """Runs a step; gives its sum over rows of clipped gradients, a tensor for each parameter (of plain: nothing)."""
@@ -134,7 +134,9 @@ def _ghostnet(rows: Rows, *, has_noise: bool) -> Step:
     gradients, loss = PatientGradients(network(), GradientEngine.KERNELS), discriminator_loss("non-saturating")
 
     def step() -> list[Tensor]:
-        summed = gradients.clipped_sum(rows, loss, clip_norm=CLIP_NORM, physical_rows=len(rows.images))
+        summed = gradients.clipped_sum(
+            rows, loss, clip_norm=CLIP_NORM, physical_rows=len(rows.images), grid_step=grid_step(CLIP_NORM)
+        )
         return list(_noised(summed).values()) if has_noise else list(summed.values())
 
     return step

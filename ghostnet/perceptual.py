@@ -19,6 +19,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from torch import nn
 from ghostnet.cohort import Cohort
 from ghostnet.losses import class_distance
 from ghostnet.plan import Plan
+from ghostnet.privacy.blocks import row_by_row
 from ghostnet.privacy.mechanism import choose_rows
 from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.releases import noisy_sum
@@ -34,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 MASS_WEIGHT = 0.2  # c
 SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
-BLOCK = 512  # images embedded at once
 BLOCK_NUMBERS = 1 << 24  # of patients' vectors in memory at once, at least one patient's: 64 MiB
 
 
@@ -64,8 +65,8 @@ def release_features(discriminator: nn.Module, cohort: Cohort, plan: Plan, entro
         None where the noise swallowed all mass, so that there is nothing to match.
 
     Guarantee:
-        Unit: patient, add/remove one. Sensitivity: 1 (a patient's vector is a mean of vectors of norm 1). One Gaussian
-        release with `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
+        Unit: patient, add/remove one. Sensitivity: 1 (a patient's vector is a mean of vectors of norm 1, and a function
+        of that patient's images and of public numbers alone, to the bit: privacy/blocks.py). One Gaussian release with `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
         Assumes: the discriminator was released, or comes from releases, before.
     """
     snapshot = copy.deepcopy(discriminator).eval().requires_grad_(False)
@@ -116,9 +117,10 @@ def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: 
         count = min(most, cohort.patients - first)
         begin, end = torch.searchsorted(groups, torch.tensor([first, first + count])).tolist()
         sums = torch.zeros(count * labels, width)
-        for start in range(begin, end, BLOCK):
-            rows = slice(start, min(start + BLOCK, end))
-            vectors = embed(snapshot, cohort.images[index[rows]].to(device)).cpu()
-            sums.index_add_(0, (groups[rows] - first) * labels + cohort.labels[index[rows]], vectors)
+        cells = (groups[begin:end] - first) * labels + cohort.labels[index[begin:end]]
+        done = 0
+        for vectors in row_by_row(partial(embed, snapshot), cohort.images[index[begin:end]].to(device)):
+            sums.index_add_(0, cells[done : done + len(vectors)], vectors.cpu())  # rows of a cell in their order
+            done += len(vectors)
         counts = torch.bincount(groups[begin:end] - first, minlength=count).clamp(min=1)  # (count,)
         yield sums.reshape(count, labels * width) / counts[:, None]

@@ -1,13 +1,13 @@
 """The step that hospitals take together: each gives a noised sum over its own patients, the coordinator adds them up.
 
-    hospital i:   s_i = round(sum_p clip(g_p, C)) + N_Z(0, (sigma C)^2 / n)        p: its sampled patients
+    hospital i:   s_i = sum_p trunc(clip(g_p, C)) + N_Z(0, (sigma C)^2 / n)        p: its sampled patients
     coordinator:  g = sum_i s_i + sum_f clip(g_f, C)                               f: public fakes
                   D <- Adam(D, g / public denominator),  then G as everywhere      (`training.train_round`)
 
 The s_i are whole steps of one public grid, so that masks can hide each of them and cancel exactly in the sum
 (`secure_sum`). N_Z is the discrete Gaussian. The sum of n of them is not one itself, but almost: for std s grid steps
 the log-ratio to N_Z(0, n s^2) is at most 10 sum_{k<n} exp(-2 pi^2 s^2 k / (k + 1)) (Kairouz, Liu and Steinke 2021,
-arXiv:2102.06387, distributed discrete Gaussian), and s >= 2^37 here: the total is counted as one Gaussian release of
+arXiv:2102.06387, distributed discrete Gaussian), and s >= 2^19 here: the total is counted as one Gaussian release of
 noise multiplier sigma, by the argument of privacy/noise.py.
 
 The fakes are the coordinator's: their gradients are functions of public weights, no layer couples rows, and the sum is
@@ -29,7 +29,7 @@ from ghostnet.errors import PlanError
 from ghostnet.losses import discriminator_loss
 from ghostnet.plan import Plan
 from ghostnet.privacy.mechanism import choose_rows, join_rows, sample_patients
-from ghostnet.privacy.noise import Entropy, add_gaussian_steps, check_grid, from_grid, to_grid
+from ghostnet.privacy.noise import Entropy, add_gaussian_steps, from_grid, grid_step
 from ghostnet.training import patient_gradients, private_views
 
 Part = tuple[torch.Tensor, torch.Tensor]
@@ -45,10 +45,10 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
         entropy: source of sampling and noise.
 
     Returns:
-        int64 (d,): all parameters' sums in the network's order, in steps of `to_grid` at `share_std`.
+        int64 (d,): all parameters' sums in the network's order, in steps of the grid of `share_std`.
 
     Raises:
-        PlanError: the discriminator cannot be trained privately, the noise is not resolved, or it is too fine.
+        PlanError: the discriminator cannot be trained privately, or the noise is not resolved.
 
     Guarantee:
         Unit: patient of this hospital, add/remove one. Sensitivity: clip_norm. By itself this is a sampled Gaussian
@@ -59,7 +59,6 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
     privacy, std = plan.privacy, share_std(plan)
     shapes = trained_parameters(discriminator)
     numbers = sum(shape.numel() for shape in shapes.values())
-    check_grid(std / privacy.clip_norm, numbers)
     gradients, row_loss = patient_gradients(discriminator, plan), discriminator_loss(plan.training.loss)
     sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
     index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
@@ -75,11 +74,15 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
             fake_labels=cohort.labels[:0],
         )
         summed = gradients.clipped_sum(
-            rows, row_loss, clip_norm=privacy.clip_norm, physical_rows=plan.training.physical_rows
+            rows,
+            row_loss,
+            clip_norm=privacy.clip_norm,
+            physical_rows=plan.training.physical_rows,
+            grid_step=grid_step(std),
         )
         total += torch.cat([summed[name].flatten() for name in shapes])
         del images, rows, summed
-    return add_gaussian_steps(to_grid(total, std=std), std=std, entropy=entropy).numpy()  # rounded once
+    return add_gaussian_steps(total, std=std, entropy=entropy).numpy()
 
 
 def share_std(plan: Plan) -> float:

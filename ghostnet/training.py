@@ -23,8 +23,14 @@ from ghostnet.losses import discriminator_loss, fakes_penalty, generator_loss, i
 from ghostnet.models.wgan import clip_weights
 from ghostnet.perceptual import perceptual_loss, release_features
 from ghostnet.plan import Plan
-from ghostnet.privacy.mechanism import PatientGradients, choose_rows, join_rows, noised_sum, sample_patients
-from ghostnet.privacy.noise import Entropy
+from ghostnet.privacy.mechanism import (
+    PatientGradients,
+    choose_rows,
+    join_rows,
+    noised_sum,
+    sample_patients,
+)
+from ghostnet.privacy.noise import Entropy, grid_step
 from ghostnet.privacy.penalised import PenalisedGradients
 from ghostnet.progress import Progress, silent
 from ghostnet.warm_start import embedding_loss, unseen_detail
@@ -130,7 +136,11 @@ def train_round(
             views=privacy.views,
         )
         summed = gradients.clipped_sum(
-            rows, row_loss, clip_norm=privacy.clip_norm, physical_rows=training.physical_rows
+            rows,
+            row_loss,
+            clip_norm=privacy.clip_norm,
+            physical_rows=training.physical_rows,
+            grid_step=grid_step(privacy.clip_norm * privacy.noise_multiplier),
         )
         noised = add_noise(step, summed)
         del reals, rows, summed

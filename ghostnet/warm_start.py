@@ -21,7 +21,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -32,11 +32,12 @@ from ghostnet.cohort import Cohort
 from ghostnet.errors import FederationError
 from ghostnet.losses import class_distance
 from ghostnet.plan import Plan
+from ghostnet.privacy.blocks import row_by_row
 from ghostnet.progress import Progress, silent
 
 MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
 SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
-BLOCK_NUMBERS = 1 << 24  # of vectors in memory at once, at least one patient's: 64 MiB
+BLOCK_NUMBERS = 1 << 23  # of vectors in memory at once, at least one patient's: 64 MiB in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,11 @@ def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
         plan: [warm_start] and the seed decide the features.
 
     Returns:
-        float32 (n, block), every row of norm at most 1.
+        (n, block), every row of norm at most 1, in the images' type.
     """
     small = adaptive_avg_pool2d(images, plan.warm_start.feature_size).flatten(1)  # (n, pixels)
     unit = (small + 1) / 2 if plan.image.range == "[-1,1]" else small  # pixels in [0,1]
-    angles = unit @ _frequencies(plan).to(unit.device)  # (n, features / 2)
+    angles = unit @ _frequencies(plan).to(unit)  # (n, features / 2)
     features = torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(angles.shape[1])  # norm 1
     pixels = (2 * unit - 1) / math.sqrt(unit.shape[1])  # norm at most 1
     mean_weight = plan.warm_start.mean_image_weight
@@ -87,11 +88,12 @@ def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
         plan: `privacy.images_per_patient` bounds the images that count, in the cohort's order.
 
     Returns:
-        float32 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
+        float64 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
 
     Guarantee:
-        Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and depends on no
-        other patient. Not covered: any release; this function adds no noise.
+        Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and is a function
+        of that patient's images and of the plan alone, to the bit (privacy/blocks.py), whatever scales the plan names.
+        Not covered: any release; this function adds no noise.
     """
     return torch.cat([*iter_patient_embeddings(cohort, plan)])
 
@@ -105,17 +107,23 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor
     kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
     owners = cohort.owners[kept]
     labels, block = len(plan.image.labels), _block_size(plan)
-    most, most_rows = (max(1, BLOCK_NUMBERS // numbers) for numbers in (labels * block, block))
+    embed = partial(_embed_in_float64, plan=plan)
+    most = max(1, BLOCK_NUMBERS // (labels * block))  # patients at once
     for start in range(0, max(1, cohort.patients), most):
         stop = min(start + most, cohort.patients)
         begin, end = torch.searchsorted(owners, torch.tensor([start, stop])).tolist()
-        sums = torch.zeros((stop - start) * labels, block)
-        for first in range(begin, end, most_rows):
-            some = slice(first, min(first + most_rows, end))
-            cell = (owners[some] - start) * labels + cohort.labels[kept[some]]
-            sums.index_add_(0, cell, embed_images(cohort.images[kept[some]], plan))
+        sums = torch.zeros((stop - start) * labels, block, dtype=torch.float64)
+        cells = (owners[begin:end] - start) * labels + cohort.labels[kept[begin:end]]
+        first = 0
+        for vectors in row_by_row(embed, cohort.images[kept[begin:end]]):
+            sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
+            first += len(vectors)
         counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
         yield sums.reshape(stop - start, labels * block) / counts[:, None]
+
+
+def _embed_in_float64(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return embed_images(images.double(), plan)
 
 
 def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:

@@ -1,13 +1,10 @@
-"""Fast per-patient clipping by book-keeping: norms first, then one weighted gradient.
+"""Per-patient gradients by book-keeping: one forward and one backward for the rows of a block.
 
-One backward pass gives the gradient at each layer's output. With the layer's input that is enough for the norm of
-every group's gradient, mostly without forming the gradient ("ghost norms"), and then for the sum of the gradients
-weighted by their clip factors. A group is a patient or a fake; its rows are summed before the norm.
+One backward pass gives the gradient at each layer's output. With the layer's input that is enough for every group's
+gradient and its norm (kernels.py). A group is a patient or a fake; its rows are summed before the norm.
 
-Sources: Goodfellow 2015 (arXiv:1510.01799), Bu et al. 2022 (arXiv:2205.10683, ghost norms of convolutions) and 2023
-(arXiv:2210.00038, book-keeping). New here: groups of several rows; a strided convolution's Gram matrix taken after
-`pixel_unshuffle`, which needs neither unfolded inputs nor pairs of positions that no tap can pair; and a bound on the
-rounding of Gram norms that is added to them, so that rounding never lets a group past the clip norm.
+Sources: Goodfellow 2015 (arXiv:1510.01799) and Bu et al. 2023 (arXiv:2210.00038, book-keeping). New here: groups of
+several rows, and results that depend on no other row, to the bit (blocks.py).
 """
 
 from __future__ import annotations
@@ -128,4 +125,4 @@ def _by_torch_func(call: _Call, at_output: Tensor, groups: Groups) -> dict[str, 
         return (output[0] * at_output).sum()
 
     per_row = vmap(grad(product), in_dims=(None, 0, 0))(parameters, call.inputs, at_output)
-    return {name: kept(groups.sum(gradient)) for name, gradient in per_row.items()}
+    return {name: kept(gradient, groups) for name, gradient in per_row.items()}

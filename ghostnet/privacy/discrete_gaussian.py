@@ -1,17 +1,20 @@
 """Integers with the law of a discrete Gaussian, from uniform words: exact to far below what accounting rounds up by.
 
-The law of the noise is the discrete Gaussian (Canonne, Kamath, Steinke, arXiv 2004.00010) whose std lies in
-[2^37, 2^38) steps. It is drawn as sum_l 512^l X_l of four small discrete Gaussians with std in [1024, 2048)
+The law of the noise is the discrete Gaussian (Canonne, Kamath, Steinke, arXiv 2004.00010) whose std s lies in
+[2^19, 2^20) steps. It is drawn as 512 X_1 + X_0 of two small discrete Gaussians with std in [1024, 2048)
 (Micciancio and Walter, ePrint 2017/259), each from an alias table of 2^16 columns held in 128-bit integers. How far
 that is from the continuous Gaussian that `accounting` assumes, for one coordinate:
 
-- table: columns hold multiples of 2^-128, the remainder goes to 0, tails are cut at 16 std: total variation < 2^-113;
-- sum: each of the three convolutions is within a factor 1 +- 4 exp(-2 pi^2 (1024/512)^2) = 1 +- 2^-111 of the
-  discrete Gaussian (its smoothing parameter is met twice over);
-- discrete against rounded continuous: log-ratio (1 + t^2) / (24 std^2) <= (1 + t^2) 2^-78 at t std from 0. A rounded
-  continuous Gaussian added to an integer IS the Gaussian mechanism, post-processed.
+- table: columns hold multiples of 2^-128, the remainder goes to 0, tails are cut at 16 std: total variation < 2^-112;
+- sum: the convolution is within a factor 1 +- 4 exp(-2 pi^2 (1024/512)^2) = 1 +- 2^-111 of the discrete Gaussian (its
+  smoothing parameter is met twice over);
+- discrete against rounded continuous: a Gaussian of variance s^2 - 1/12 rounded to integers has density phi_s times
+  1 - (t^4 - 6 t^2 + 3) / (2880 s^4) + O(s^-6) at t std from 0 (Edgeworth, with the fourth cumulant -1/120 of what
+  rounding adds), so the log-ratio is below 2^-71 up to t = 16, and below 2^-82 up to t = 3. A rounded continuous
+  Gaussian added to an integer IS the Gaussian mechanism, post-processed; that its std is smaller by a factor
+  1 - 2^-42 is paid for by the reserve (noise.py).
 
-Over 2^44 coordinates (16 million parameters, a million steps) that is < 2^-30 in epsilon and < 2^-60 in delta: below
+Over 2^44 coordinates (16 million parameters, a million steps) that is < 2^-38 in epsilon and < 2^-60 in delta: below
 what `accounting` rounds up by. The remaining assumption is that AES-256 in counter mode is pseudo-random.
 
 Every draw does the same work whatever is drawn: 32 bits, one table column, one comparison. (A tie, one draw in 2^16,
@@ -32,8 +35,8 @@ from numpy.typing import NDArray
 Words = Callable[[int], NDArray[np.uint64]]
 """Draws n independent uniform 64-bit words."""
 
-STEPS_LOG2 = 38  # a std is 2^37 to 2^38 grid steps
-_LEVELS, _RADIX_LOG2 = 4, 9
+STEPS_LOG2 = 20  # a std is 2^19 to 2^20 grid steps
+_LEVELS, _RADIX_LOG2 = 2, 9
 _COLUMNS_LOG2 = 16
 _COLUMNS = 1 << _COLUMNS_LOG2
 _COIN_LOG2 = 32 - _COLUMNS_LOG2  # bits of a draw that are left beside the column
@@ -45,24 +48,22 @@ def discrete_gaussian_from(words: Words, n: int, std: float) -> NDArray[np.int64
     """Int64 (n,), P(x) proportional to exp(-x^2 / (2 std^2)).
 
     Args:
-        words: the stream to draw from; two words a value.
+        words: the stream to draw from; a word a value.
         n: how many.
-        std: in [2^37, 2^38).
+        std: in [2^19, 2^20).
 
     Raises:
         ValueError: std is outside that range.
     """
     if not 2.0 ** (STEPS_LOG2 - 1) <= std < 2.0**STEPS_LOG2:
-        raise ValueError(f"std = {std:g} grid steps is not in [2^37, 2^38); choose the grid by the std")
+        raise ValueError(f"std = {std:g} grid steps is not in [2^19, 2^20); choose the grid by the std")
     table = _alias_table(std / math.sqrt(sum(4 ** (_RADIX_LOG2 * level) for level in range(_LEVELS))))
     drawn = np.empty(n, dtype=np.int64)
     centre = _COLUMNS // 2 * sum(1 << (_RADIX_LOG2 * level) for level in range(_LEVELS))  # column c is c - columns / 2
     for start in range(0, n, _CHUNK):
         part = drawn[start : start + _CHUNK]
-        first, second, third, fourth = _draw_columns(words, table, _LEVELS * len(part)).reshape(_LEVELS, -1)
-        part[:] = (first << _RADIX_LOG2) + second
-        part <<= 2 * _RADIX_LOG2
-        part += (third << _RADIX_LOG2) + fourth
+        high, low = _draw_columns(words, table, _LEVELS * len(part)).reshape(_LEVELS, -1)
+        part[:] = (high << _RADIX_LOG2) + low
         part -= centre
     return drawn
 

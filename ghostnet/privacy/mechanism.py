@@ -1,10 +1,11 @@
 """The private step: sample patients, bound what each one can add to a sum, add noise once.
 
-The functions are used in this order by `ghostnet.training`, which never sees a patient's gradient:
+The functions are used in this order by `ghostnet.training`, which never sees a patient's gradient (trunc rounds toward
+zero on the noise's grid, so that the sum is exact):
 
     S <- sample_patients        each patient independently with probability q
     rows <- choose_rows         at most m images of each
-    g <- clipped_sum            sum_p clip(mean over p's rows of grad loss(D, row), C) + the same for each fake
+    g <- clipped_sum            sum_p trunc(clip(mean over p's rows of grad loss(D, row), C)) + the same for each fake
     g <- noised_sum             g + N(0, (sigma C)^2), one draw
 
 Method: Abadi et al. 2016 (arXiv:1607.00133) with the patient as the unit, as in McMahan et al. 2018 (arXiv:1710.06963).
@@ -12,22 +13,25 @@ Method: Abadi et al. 2016 (arXiv:1607.00133) with the patient as the unit, as in
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from ghostnet.errors import PlanError
+from ghostnet.privacy.blocks import Block, block_rows, blocks_of, filled, is_invariant
 from ghostnet.privacy.bookkeeping import Forward, group_gradients
-from ghostnet.privacy.groups import Groups
+from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator, row_independent
-from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid
+from ghostnet.privacy.noise import Entropy, add_gaussian
 from ghostnet.privacy.sampling import choose_rows, sample_patients
 
 __all__ = [
@@ -43,8 +47,11 @@ __all__ = [
     "noised_sum",
     "row_independent",
     "sample_patients",
-    "whole_groups",
+    "sum_clipped",
 ]
+
+_GRID_LOG2 = 40  # clip_norm in steps of the grid, where the noise does not give one
+_NORM_ROUNDING = 2.0**-17  # more than a norm's float32 sums (groups.py) and the factor's product can round by
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits (r,), real (r,) bool) -> losses (r,). Called one row at a time, so it cannot couple rows."""
@@ -53,7 +60,7 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 class GradientEngine(Enum):
     """How per-patient gradients are computed; every choice gives the same sums up to rounding."""
 
-    KERNELS = "kernels"  # norms by book-keeping, then one weighted gradient (bookkeeping.py)
+    KERNELS = "kernels"  # by book-keeping (bookkeeping.py)
     OPACUS_HOOKS = "opacus-hooks"  # Opacus's per-sample gradients, kept in memory
 
 
@@ -142,41 +149,94 @@ class PatientGradients:
         self._discriminator = discriminator
         self._engine = engine
 
-    def clipped_sum(self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int) -> dict[str, Tensor]:
+    def clipped_sum(
+        self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int, grid_step: float = 0.0
+    ) -> dict[str, Tensor]:
         """Sum over groups of the group's mean gradient, clipped to `clip_norm` in L2 over all parameters.
 
         Args:
             rows: the rows of the step; none is fine, and gives zeros.
             row_loss: loss of each row, to be minimised.
             clip_norm: C > 0.
-            physical_rows: at most this many rows in memory at once; changes no result. A single group with more
-                rows than this is still computed in one piece.
+            physical_rows: at most this many rows in memory at once, but never less than 8; changes no result.
+            grid_step: each group's clipped gradient is rounded toward zero to whole multiples of it: the step of the
+                noise's grid (`noise.grid_step`), a power of two. 0: about 2^-40 of clip_norm.
 
         Returns:
-            float64 tensors by parameter name, for every parameter that requires a gradient. SENSITIVE until noised.
+            float64 tensors by parameter name, whole multiples of the step, for every parameter that requires a
+            gradient. SENSITIVE until noised.
 
         Raises:
             PlanError: the discriminator cannot be trained privately, or a parameter got no per-row gradient.
 
         Guarantee:
-            Unit: patient, add/remove one with all rows. Sensitivity: clip_norm. A group whose gradient is not finite
-            counts as zero. Assumes: the fakes are chosen without looking at the reals. Not covered: rounding of the
-            float32 arithmetic, measured below 1e-5 of clip_norm.
+            Unit: patient, add/remove one with all rows. Sensitivity: clip_norm, for the arithmetic that runs: what a
+            group adds is a function of its own rows and of public numbers, to the bit (blocks.py), its norm is at most
+            clip_norm, and sums of whole steps are exact. So one patient more moves the sum by that patient's part and
+            by nothing else, whatever the weights are. A group whose gradient is not finite counts as zero.
+            Assumes: the fakes are chosen without looking at the reals.
         """
         check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
-        total: dict[str, Tensor] = {}
-        clipped_batch = _ENGINES[self._engine]
-        for batch in _physical_batches(rows, physical_rows):
-            for name, part in clipped_batch(self._discriminator, batch, row_loss, clip_norm).items():
-                if name in total:
-                    total[name] += part
-                else:
-                    total[name] = part.double()
-        return {
-            name: total[name] if name in total else torch.zeros_like(p, dtype=torch.float64)
-            for name, p in self._discriminator.named_parameters()
-            if p.requires_grad
-        }
+        gradients = partial(_ENGINES[self._engine], row_loss=row_loss)
+        return sum_clipped(
+            self._discriminator,
+            rows,
+            gradients,
+            clip_norm=clip_norm,
+            block=block_rows(physical_rows),
+            grid_step=grid_step,
+            kind=self._engine,
+        )
+
+
+BlockGradients = Callable[[nn.Module, Rows, Scratch], dict[str, ParameterGradient]]
+"""(discriminator, the rows of one block, memory) -> each group's gradient of every trained parameter."""
+
+
+def sum_clipped(
+    discriminator: nn.Module,
+    rows: Rows,
+    gradients: BlockGradients,
+    *,
+    clip_norm: float,
+    block: int,
+    grid_step: float,
+    kind: Hashable,
+) -> dict[str, Tensor]:
+    """Clips each group, rounds it to the grid and sums; see `PatientGradients.clipped_sum` for all that it promises.
+
+    Args:
+        discriminator: gives the parameters.
+        rows: of the step.
+        gradients: of one block.
+        clip_norm: C.
+        block: rows of a block.
+        grid_step: a power of two, or 0.
+        kind: tells apart what computes gradients of one network in different ways.
+    """
+    step = grid_step or 2.0 ** (math.frexp(clip_norm)[1] - 1 - _GRID_LOG2)
+    if math.frexp(step)[0] != 0.5:
+        raise PlanError(f"grid_step = {step} is not a power of two; use noise.grid_step")
+    shapes = {name: p.shape for name, p in discriminator.named_parameters() if p.requires_grad}
+    totals = {
+        name: torch.zeros(shape.numel(), dtype=torch.float64, device=rows.images.device)
+        for name, shape in shapes.items()
+    }
+    shared = rows.group_count < 2 or _is_invariant(discriminator, rows, gradients, block, kind)
+    sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
+    clip = partial(_add_clipped, totals, clip_norm=clip_norm, step=step)
+    scratch = Scratch()
+
+    def of_block(rows: Rows) -> dict[str, ParameterGradient]:
+        scratch.begin()
+        return gradients(discriminator, rows, scratch)
+
+    for part in blocks_of(sizes, block=block, shared=shared):
+        if sizes[part.groups.start] > block:
+            clip(_of_one_large_group(rows, part, of_block, block))
+        else:
+            clip(of_block(_block(rows, part, block)), count=part.groups.stop - part.groups.start)
+    return {name: (total * step).reshape(shapes[name]) for name, total in totals.items()}
 
 
 def noised_sum(
@@ -185,7 +245,8 @@ def noised_sum(
     """Adds the noise of one step: one independent N(0, (clip_norm * noise_multiplier)^2) to every coordinate.
 
     Args:
-        clipped_sum: from `PatientGradients.clipped_sum` with the same `clip_norm`.
+        clipped_sum: from `PatientGradients.clipped_sum` with the same `clip_norm`, on this noise's grid
+            (`grid_step(clip_norm * noise_multiplier)`) or a coarser one.
         clip_norm: C.
         noise_multiplier: sigma > 0; there is no private step without noise.
         entropy: source of the noise; a fresh draw for every tensor of every step.
@@ -194,7 +255,8 @@ def noised_sum(
         float32 tensors by parameter name. Public from here on, once the ledger was charged.
 
     Raises:
-        PlanError: a number is not finite and positive, or the sum is too wide for the noise's grid (`check_grid`).
+        PlanError: a number is not finite and positive.
+        ValueError: the sum is no whole multiple of the noise's grid step.
 
     Guarantee:
         Unit: patient, add/remove one. Sensitivity: clip_norm. Gaussian mechanism with `noise_multiplier`; with
@@ -204,33 +266,119 @@ def noised_sum(
     for name, value in (("clip_norm", clip_norm), ("noise_multiplier", noise_multiplier)):
         if not (math.isfinite(value) and value > 0):
             raise PlanError(f"{name} = {value} is not a finite number > 0; a step without noise is never released")
-    check_grid(noise_multiplier, sum(value.numel() for value in clipped_sum.values()))
     std = clip_norm * noise_multiplier
     return {name: add_gaussian(value, std=std, entropy=entropy) for name, value in clipped_sum.items()}
 
 
-def whole_groups(sizes: list[int], most_rows: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of whole groups, each of at most `most_rows` rows where its groups allow: (their rows, their ids)."""
-    first_row = first_group = row = 0
-    for group, size in enumerate(sizes):
-        if row > first_row and row + size - first_row > most_rows:
-            yield slice(first_row, row), slice(first_group, group)
-            first_row, first_group = row, group
-        row += size
-    if row > first_row:
-        yield slice(first_row, row), slice(first_group, len(sizes))
+def _block(rows: Rows, part: Block, block: int) -> Rows:
+    """The rows of one block, filled up with rows of zeros, each a group of its own."""
+    missing = block - (part.rows.stop - part.rows.start)
+    count = part.groups.stop - part.groups.start
+    empty = torch.arange(missing, device=rows.groups.device) + count
+    return Rows(
+        images=filled(rows.images[part.rows].detach(), block),
+        labels=filled(rows.labels[part.rows], block),
+        groups=torch.cat([rows.groups[part.rows] - part.groups.start, empty]),
+        real=filled(rows.real[part.rows], block),
+        group_count=count + missing,
+    )
 
 
-def _physical_batches(rows: Rows, physical_rows: int) -> Iterator[Rows]:
-    sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
-    for chosen, groups in whole_groups(sizes, physical_rows):
-        yield Rows(
-            images=rows.images[chosen],
-            labels=rows.labels[chosen],
-            groups=rows.groups[chosen] - groups.start,
-            real=rows.real[chosen],
-            group_count=groups.stop - groups.start,
+def _of_one_large_group(
+    rows: Rows, part: Block, of_block: Callable[[Rows], dict[str, ParameterGradient]], block: int
+) -> dict[str, ParameterGradient]:
+    """Gradient of a group with more rows than a block has, summed block by block in float64."""
+    sums: dict[str, Tensor] = {}
+    size = part.rows.stop - part.rows.start
+    for first in range(part.rows.start, part.rows.stop, block):
+        some = Block(rows=slice(first, min(first + block, part.rows.stop)), groups=part.groups)
+        share = (some.rows.stop - some.rows.start) / size  # a block's loss is the mean over its own rows
+        for name, gradient in of_block(_block(rows, some, block)).items():
+            factors = torch.zeros_like(gradient.squared_norm)
+            factors[0] = share
+            found = gradient.weighted_sum(factors).flatten()
+            sums[name] = sums[name] + found if name in sums else found
+    whole = Groups(ids=rows.groups[:1] * 0, sizes=(1,))
+    return {name: kept(total[None], whole) for name, total in sums.items()}
+
+
+def _add_clipped(
+    totals: dict[str, Tensor],
+    gradients: dict[str, ParameterGradient],
+    *,
+    clip_norm: float,
+    step: float,
+    count: int = 1,
+) -> None:
+    """Adds the first `count` groups' clipped gradients to the totals, in whole steps rounded toward zero.
+
+    Rounding toward zero never makes a vector longer. Whole numbers below 2^24 add up exactly in float32.
+    """
+    squared = torch.stack([gradient.squared_norm for gradient in gradients.values()]).sum(0)
+    factors, finite = clip_factors(squared.sqrt(), clip_norm)
+    factors[count:] = 0.0
+    factors *= (1 - _NORM_ROUNDING) / step
+    dropped = (~finite).nonzero().flatten()
+    exact = max(1, min(len(factors), int(2.0**23 * step / clip_norm)))  # groups that may be added up in float32
+    ones = torch.ones(exact, device=factors.device)
+    with torch.no_grad():
+        for name, gradient in gradients.items():
+            total = totals[name].view(gradient.matrix)
+            for tile in gradient.scaled(factors):
+                if len(dropped):
+                    tile.values[dropped] = 0.0  # 0 * NaN is NaN
+                for some in tile.values.trunc_().split(exact):
+                    tile.add_to(total, ones[: len(some)].to(some) @ some)
+
+
+_PROVEN: dict[Hashable, bool] = {}
+"""By network, block, threads and device: whether groups may share blocks in this process."""
+
+
+def _is_invariant(
+    discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable
+) -> bool:
+    """Whether this process computes a group's part independent of its place and neighbours; tried once a network."""
+    shapes = (str(discriminator), tuple(p.shape for p in discriminator.parameters()))
+    key = (kind, shapes, rows.images.shape[1:], rows.images.dtype, rows.images.device, block, torch.get_num_threads())
+    if key not in _PROVEN:
+        probe = _with_random_weights(discriminator)
+        _PROVEN[key] = is_invariant(
+            partial(_watched, lambda rows: gradients(probe, rows, Scratch())), rows.images[:0], block=block
         )
+    return _PROVEN[key]
+
+
+def _with_random_weights(discriminator: nn.Module) -> nn.Module:
+    """A copy whose every product rounds: the weights that were received may be chosen to hide it."""
+    probe, public = copy.deepcopy(discriminator), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            drawn = torch.randn(parameter.shape, generator=public) / math.sqrt(max(1, parameter[0].numel()))
+            parameter.copy_(drawn)
+    return probe
+
+
+def _watched(
+    of_block: Callable[[Rows], dict[str, ParameterGradient]], images: Tensor, places: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Norm and gradient of each watched group, the last of two rows; the rounding of every layer shows in them."""
+    block, device, pair = len(images), images.device, places[-1][0]
+    ids = torch.arange(block, device=device)
+    ids -= (ids > pair).long()
+    rows = Rows(
+        images=images,
+        labels=torch.zeros(block, dtype=torch.int64, device=device),
+        groups=ids,
+        real=torch.ones(block, dtype=torch.bool, device=device),
+        group_count=block - 1,
+    )
+    at = ids[[group[0] for group in places]]
+    parts = []
+    for gradient in of_block(rows).values():
+        parts.append(gradient.squared_norm[at, None])
+        parts += [tile.values[at].double() for tile in gradient.scaled(torch.ones(block, device=device))]
+    return list(torch.cat(parts, dim=1))
 
 
 def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
@@ -245,50 +393,33 @@ def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
 
 
 def clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
-    """(factor of each group (p,), whether its norm is finite (p,)); a group that is not counts as zero."""
+    """(factor of each group (p,), whether its norm is finite (p,)); a group whose norm is not counts as zero."""
     finite = norm.isfinite()
     return torch.where(finite, (clip_norm / norm).clamp(max=1.0), 0.0), finite  # C/0 = inf, clamped to 1
 
 
-def _clipped_by_kernels(discriminator: nn.Module, rows: Rows, row_loss: RowLoss, clip_norm: float) -> dict[str, Tensor]:
-    """One physical batch by book-keeping."""
-    groups = Groups(ids=rows.groups, sizes=tuple(torch.bincount(rows.groups).tolist()))
-    gradients = group_gradients(discriminator, lambda forward: _weighted_losses(forward, rows, row_loss), groups)
-    squared = torch.stack([gradient.squared_norm.double() for gradient in gradients.values()]).sum(0)
-    factors, finite = clip_factors(squared.sqrt(), clip_norm)
-    if not bool(finite.all()):  # again without them: rows do not interact, and 0 x NaN would be NaN
-        kept = _without_groups(rows, ~finite)
-        return _clipped_by_kernels(discriminator, kept, row_loss, clip_norm) if kept.group_count else {}
-    with torch.no_grad():
-        return {name: g.weighted_sum(factors.to(g.squared_norm.dtype)) for name, g in gradients.items()}
+def _by_kernels(
+    discriminator: nn.Module, rows: Rows, scratch: Scratch, *, row_loss: RowLoss
+) -> dict[str, ParameterGradient]:
+    """One block by book-keeping."""
+    groups = Groups(ids=rows.groups, sizes=_sizes(rows), scratch=scratch)
+    return group_gradients(discriminator, lambda forward: _weighted_losses(forward, rows, row_loss), groups)
 
 
-def _without_groups(rows: Rows, unwanted: Tensor) -> Rows:
-    keep = ~unwanted[rows.groups]
-    renumbered = (~unwanted).cumsum(0) - 1
-    return Rows(
-        images=rows.images[keep],
-        labels=rows.labels[keep],
-        groups=renumbered[rows.groups[keep]],
-        real=rows.real[keep],
-        group_count=int((~unwanted).sum()),
-    )
+def _sizes(rows: Rows) -> tuple[int, ...]:
+    return tuple(torch.bincount(rows.groups, minlength=rows.group_count).tolist())
 
 
-def _clipped_by_opacus(discriminator: nn.Module, rows: Rows, row_loss: RowLoss, clip_norm: float) -> dict[str, Tensor]:
-    """One physical batch by Opacus's per-sample gradients."""
+def _by_opacus(
+    discriminator: nn.Module, rows: Rows, scratch: Scratch, *, row_loss: RowLoss
+) -> dict[str, ParameterGradient]:
+    """One block by Opacus's per-sample gradients."""
+    groups = Groups(ids=rows.groups, sizes=_sizes(rows), scratch=scratch)
     parameters = {name: p for name, p in discriminator.named_parameters() if p.requires_grad}
     with _opacus_hooks(discriminator), torch.enable_grad():
         losses = _weighted_losses(discriminator, rows, row_loss)
         torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-        gradients = {name: _group_gradient(name, p, rows) for name, p in parameters.items()}
-    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients.values()]
-    factors, finite = clip_factors(torch.linalg.vector_norm(torch.stack(norms), dim=0), clip_norm)
-    summed = {}
-    for name, gradient in gradients.items():
-        gradient[~finite] = 0.0  # 0 * NaN is NaN
-        summed[name] = (factors.to(gradient.dtype) @ gradient.flatten(1)).reshape(gradient.shape[1:])
-    return summed
+        return {name: kept(_row_gradient(name, p, rows), groups) for name, p in parameters.items()}
 
 
 @contextmanager
@@ -312,16 +443,16 @@ def _opacus_hooks(discriminator: nn.Module) -> Iterator[None]:
                     delattr(module, leftover)
 
 
-def _group_gradient(name: str, parameter: nn.Parameter, rows: Rows) -> Tensor:
-    """Sum of a parameter's per-row gradients in each group, (group_count, *parameter.shape)."""
+def _row_gradient(name: str, parameter: nn.Parameter, rows: Rows) -> Tensor:
+    """A parameter's per-row gradients, (r, *parameter.shape)."""
     per_row = getattr(parameter, "grad_sample", None)
     if not isinstance(per_row, Tensor) or len(per_row) != len(rows.images):
         raise PlanError(
             f"parameter {name!r} got no gradient of its own for each row; its layer must be used exactly once in a "
             "forward, with the rows in dimension 0"
         )
-    parameter.grad_sample = None  # type: ignore[attr-defined]  # or the next physical batch would be appended
-    return per_row.new_zeros(rows.group_count, *parameter.shape).index_add_(0, rows.groups, per_row)
+    parameter.grad_sample = None  # type: ignore[attr-defined]  # or the next block would be appended
+    return per_row.detach()
 
 
-_ENGINES = {GradientEngine.KERNELS: _clipped_by_kernels, GradientEngine.OPACUS_HOOKS: _clipped_by_opacus}
+_ENGINES = {GradientEngine.KERNELS: _by_kernels, GradientEngine.OPACUS_HOOKS: _by_opacus}

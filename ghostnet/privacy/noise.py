@@ -1,9 +1,10 @@
 """Randomness that privacy rests on: coins, choices and Gaussian noise from the operating system's entropy.
 
 Floating-point Gaussian noise leaks: the set of floats that `value + noise` can reach depends on `value` (Mironov 2012;
-Jin et al., arXiv 2112.05307; Haney et al., arXiv 2207.13793). Here the value is first rounded to a public power-of-two
-grid and the noise is an integer number of grid steps, so every integer is reachable from every value and all that
-follows, the cast to float32 included, is post-processing.
+Jin et al., arXiv 2112.05307; Haney et al., arXiv 2207.13793). Here each patient's part is rounded toward zero to a
+public power-of-two grid, which makes no vector longer; sums of such parts are exact, whatever their order; and the
+noise is an integer number of grid steps, so every integer is reachable from every value and all that follows, the cast
+to float32 included, is post-processing.
 
 The law of the noise, and how far it is from the Gaussian that `accounting` assumes: discrete_gaussian.py.
 """
@@ -24,11 +25,8 @@ from numpy.typing import NDArray
 from ghostnet.errors import PlanError
 from ghostnet.privacy.discrete_gaussian import STEPS_LOG2, Words, discrete_gaussian_from
 
-RESERVE = 2.0**-14
-"""`add_gaussian` draws std * (1 + RESERVE): half pays for rounding to the grid, half for the caller's float sums."""
-
-GRID_LIMIT = 2.0**22
-"""Largest noise_multiplier * sqrt(coordinates) for which half of RESERVE pays for the rounding; see `check_grid`."""
+RESERVE = 2.0**-15
+"""`add_gaussian` draws std * (1 + RESERVE): it pays for the rounding of norms, which is less (mechanism.py)."""
 
 _RELEASE_CHUNK = 1 << 17  # values rounded, noised and scaled back at once: they stay in the processor's cache
 
@@ -45,7 +43,7 @@ class Entropy(Protocol):
         ...
 
     def discrete_gaussian(self, n: int, std: float) -> NDArray[np.int64]:
-        """Int64 (n,), discrete Gaussian with `std` in [2^37, 2^38) grid steps."""
+        """Int64 (n,), discrete Gaussian with `std` in [2^19, 2^20) grid steps."""
         ...
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
@@ -81,16 +79,11 @@ class SystemEntropy:
 
 
 def add_gaussian(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.Tensor:
-    """Rounds a value to the noise's grid, adds discrete Gaussian noise there, and returns float32.
-
-    Neighbouring values at L2 distance D, with d coordinates in all, are at most D + step * sqrt(d) apart once rounded,
-    where step <= 2^-37 std. With std = noise_multiplier * D that is a factor 1 + noise_multiplier * sqrt(d) * 2^-37;
-    the noise drawn has std * (1 + RESERVE), which covers it as long as `check_grid` passes. (The other half of RESERVE,
-    D * 2^-15, is there for rounding in the caller's clip and sum.)
+    """Adds discrete Gaussian noise to a sum of whole grid steps, and returns float32.
 
     Args:
-        value: float tensor of any shape, finite; or int64 from `to_grid` at the same `std`, for sums that must be
-            exact. Beyond 2^62 steps (over 2^24 std) it is clamped, which moves no two values apart.
+        value: int64 grid steps, or float whole multiples of `grid_step(std)`: a sum of parts that were each rounded by
+            `to_grid`. Beyond 2^62 steps it is clamped, which moves no two values apart.
         std: PUBLIC standard deviation, in the value's unit.
         entropy: where the noise comes from.
 
@@ -99,11 +92,12 @@ def add_gaussian(value: torch.Tensor, *, std: float, entropy: Entropy) -> torch.
 
     Raises:
         PlanError: std is not a finite number in [1e-30, 1e30].
-        ValueError: the value has a NaN or an infinity; zero such rows before the sum.
+        ValueError: the value has a NaN or an infinity, or is no multiple of the step: a sum that is rounded only now
+            would move by more than the part that was added.
 
     Guarantee:
         The Gaussian mechanism for L2 sensitivity D and this std, whatever unit D is measured in.
-        Assumes: D bounds the caller's value, `check_grid(std / D, d)` passes, std is public.
+        Assumes: neighbouring values are at most D (1 + RESERVE) apart, std is public.
         Not covered: how the value was clipped and sampled (mechanism.py, releases.py); reading the process's memory.
     """
     flat = value.detach().flatten().cpu()
@@ -121,55 +115,52 @@ def add_gaussian_steps(value: torch.Tensor, *, std: float, entropy: Entropy) -> 
         Int64 tensor of the value's shape, on the CPU; `from_grid` gives it its unit back.
     """
     drawn_std, step = _drawn(std)
-    steps = value.detach().cpu() if value.dtype == torch.int64 else to_grid(value, std=std)
+    steps = value.detach().cpu() if value.dtype == torch.int64 else _whole_steps(value, std)
     return steps + torch.from_numpy(entropy.discrete_gaussian(steps.numel(), drawn_std / step)).reshape(steps.shape)
 
 
+def grid_step(std: float) -> float:
+    """The step of the grid that noise of this standard deviation is drawn on: a power of two, 2^-20 to 2^-19 of it."""
+    return _drawn(std)[1]
+
+
 def from_grid(steps: torch.Tensor, *, std: float) -> torch.Tensor:
-    """Grid steps (int64) in the value's unit, float64; the inverse of `to_grid`."""
-    return steps.double() * _drawn(std)[1]
+    """Grid steps (int64) in the value's unit, float64."""
+    return steps.double() * grid_step(std)
 
 
 def to_grid(value: torch.Tensor, *, std: float) -> torch.Tensor:
-    """Rounds to whole steps of the grid that `add_gaussian` uses at this std.
+    """Rounds one patient's part, or many patients' parts, toward zero to whole steps of the noise's grid.
 
-    Integer sums of such rows are exact and do not depend on their order; where they wrap at 2^64 they wrap after the
-    fact, which is post-processing.
+    No part gets longer by it. Integer sums of such rows are exact and do not depend on their order; where they wrap at
+    2^64 they wrap after the fact, which is post-processing.
 
     Args:
         value: float tensor of any shape, finite.
         std: PUBLIC standard deviation that the noise will have.
 
     Returns:
-        Int64 tensor on the CPU, each within half a step (2^-38 std) of the value.
+        Int64 tensor on the CPU, each less than a step (2^-19 std) nearer to zero than the value.
 
     Raises:
         PlanError: std is not a finite number in [1e-30, 1e30].
         ValueError: the value has a NaN or an infinity.
     """
-    _, step = _drawn(std)
-    scaled = value.detach().cpu().double() * (1 / step)  # exact: step is a power of two
+    scaled = value.detach().cpu().double() * (1 / grid_step(std))  # exact: the step is a power of two
     ends = scaled.aminmax() if scaled.numel() else (0.0, 0.0)  # NaN passes through, at a tenth of isfinite's time
     if not all(math.isfinite(end) for end in ends):
         raise ValueError("the value to be released is not finite everywhere; zero such rows before they are summed")
-    return scaled.round_().clamp_(-(2.0**62), 2.0**62).long()
+    return scaled.clamp_(-(2.0**62), 2.0**62).long()  # towards zero
 
 
-def check_grid(noise_multiplier: float, coordinates: int) -> None:
-    """Refuses a release so wide that rounding to the grid would use up the reserve in the noise.
-
-    Args:
-        noise_multiplier: standard deviation over L2 sensitivity, > 0.
-        coordinates: numbers released together at this standard deviation, over all tensors.
-
-    Raises:
-        PlanError: noise_multiplier * sqrt(coordinates) > GRID_LIMIT.
-    """
-    if not noise_multiplier * math.sqrt(coordinates) <= GRID_LIMIT:
-        raise PlanError(
-            f"noise_multiplier = {noise_multiplier:g} on {coordinates} numbers is finer than the noise's grid: "
-            f"noise_multiplier * sqrt(numbers) must be <= {GRID_LIMIT:g}; lower the noise multiplier or the width"
+def _whole_steps(value: torch.Tensor, std: float) -> torch.Tensor:
+    steps = to_grid(value, std=std)
+    if not torch.equal(from_grid(steps, std=std), value.detach().cpu().double()):
+        raise ValueError(
+            f"the value is no whole multiple of the noise's grid step {grid_step(std):g}; round each patient's part to "
+            "it (`to_grid`, or `grid_step` of `clipped_sum`) before the parts are summed"
         )
+    return steps
 
 
 def uniform_from(words: Words, n: int) -> NDArray[np.float64]:
@@ -212,7 +203,7 @@ def _drawn(std: float) -> tuple[float, float]:
 
 
 def _grid_step(std: float) -> float:
-    """The power of two of which `std` is 2^37 to 2^38."""
+    """The power of two of which `std` is 2^19 to 2^20."""
     return math.ldexp(1.0, math.frexp(std)[1] - STEPS_LOG2)
 
 

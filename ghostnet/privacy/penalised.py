@@ -1,8 +1,8 @@
 """Clipped per-patient gradients of a loss that holds a penalty on the discriminator's gradient at the image.
 
 The gradient of such a loss is a second derivative, which neither book-keeping (kernels.py) nor Opacus's hooks have.
-Here each row's gradient is computed by itself (torch.func: vmap of grad of grad) and kept until it is clipped: right,
-and several times slower. Penalties at fakes alone do not need it (`losses.fakes_penalty`).
+Here each row's gradient is computed by itself (torch.func: vmap of grad of grad), a block of rows at a time: right, and
+several times slower. Penalties at fakes alone do not need it (`losses.fakes_penalty`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from ghostnet.losses import InputPenalty
+from ghostnet.privacy.blocks import LEAST_ROWS, block_rows
+from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator
-from ghostnet.privacy.mechanism import RowLoss, Rows, check_step, clip_factors, whole_groups
+from ghostnet.privacy.mechanism import RowLoss, Rows, check_step, sum_clipped
 
-_GRADIENT_NUMBERS = 1 << 27  # numbers of rows' gradients in memory at once: 512 MiB
+_GRADIENT_NUMBERS = 1 << 26  # numbers of rows' gradients in memory at once, where blocks can be that small: 256 MiB
 
 
 class PenalisedGradients:
@@ -34,62 +36,61 @@ class PenalisedGradients:
         check_discriminator(discriminator)
         self._discriminator, self._penalty, self._weight = discriminator, penalty, weight
 
-    def clipped_sum(self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int) -> dict[str, Tensor]:
+    def clipped_sum(
+        self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int, grid_step: float = 0.0
+    ) -> dict[str, Tensor]:
         """Sum over groups of the group's mean gradient, clipped to `clip_norm` in L2 over all parameters.
 
         Args:
             rows: the rows of the step; none is fine, and gives zeros.
             row_loss: loss of each row, to be minimised; the penalty is added here.
             clip_norm: C > 0.
-            physical_rows: at most this many rows in memory at once (fewer for large networks); changes no result. A
-                single group with more rows is still computed in one piece.
+            physical_rows: as in `PatientGradients.clipped_sum`; for large networks fewer, but never less than 8.
+            grid_step: as there.
 
         Returns:
-            float64 tensors by parameter name, for every parameter that requires a gradient. SENSITIVE until noised.
+            As there.
 
         Raises:
             PlanError: the discriminator cannot be trained privately, or a number is out of range.
 
         Guarantee:
-            Unit: patient, add/remove one with all rows. Sensitivity: clip_norm. A group whose gradient is not finite
-            counts as zero. Assumes: the fakes are chosen without looking at the reals. Not covered: rounding of the
-            float32 arithmetic, measured below 1e-5 of clip_norm.
+            As `PatientGradients.clipped_sum`.
         """
         check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
-        parameters = {n: p.detach() for n, p in self._discriminator.named_parameters() if p.requires_grad}
-        total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-        most = max(1, min(physical_rows, _GRADIENT_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
+        numbers = sum(p.numel() for p in self._discriminator.parameters() if p.requires_grad)
+        most = min(physical_rows, max(LEAST_ROWS, _GRADIENT_NUMBERS // max(1, numbers)))
+
+        def gradients(discriminator: nn.Module, block: Rows, scratch: Scratch) -> dict[str, ParameterGradient]:
+            return self._gradients(discriminator, block, row_loss, scratch)
+
+        return sum_clipped(
+            self._discriminator,
+            rows,
+            gradients,
+            clip_norm=clip_norm,
+            block=block_rows(most),
+            grid_step=grid_step,
+            kind=self._penalty,
+        )
+
+    def _gradients(
+        self, discriminator: nn.Module, rows: Rows, row_loss: RowLoss, scratch: Scratch
+    ) -> dict[str, ParameterGradient]:
+        """Gradient of each row's own loss over the rows of its group, by group."""
+        parameters = {n: p.detach() for n, p in discriminator.named_parameters() if p.requires_grad}
         sizes = torch.bincount(rows.groups, minlength=rows.group_count)
-        for chosen, groups in whole_groups(sizes.tolist(), most):
-            per_row = self._row_gradients(parameters, rows, chosen, row_loss)
-            owners = rows.groups[chosen] - groups.start
-            means = {
-                name: g.new_zeros(groups.stop - groups.start, *g.shape[1:]).index_add_(0, owners, g)
-                / sizes[groups].reshape(-1, *[1] * (g.dim() - 1))
-                for name, g in per_row.items()
-            }
-            norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in means.values()]
-            norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (groups,)
-            factors, finite = clip_factors(norm, clip_norm)
-            for name, mean in means.items():
-                mean[~finite] = 0.0  # 0 * NaN is NaN
-                total[name] += (factors @ mean.flatten(1).double()).reshape(mean.shape[1:])
-        return total
+        groups = Groups(ids=rows.groups, sizes=tuple(sizes.tolist()), scratch=scratch)
 
-    def _row_gradients(
-        self, parameters: dict[str, Tensor], rows: Rows, chosen: slice, row_loss: RowLoss
-    ) -> dict[str, Tensor]:
-        """Gradient of each row's own loss, (r, *parameter) by name."""
-
-        def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor, real: Tensor) -> Tensor:
+        def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor, real: Tensor, share: Tensor) -> Tensor:
             def logit(at: Tensor) -> Tensor:
-                out: Tensor = functional_call(self._discriminator, parameters, (at[None], label[None]))
+                out: Tensor = functional_call(discriminator, parameters, (at[None], label[None]))
                 return out.reshape(())
 
             at_image, value = grad_and_value(logit)(image)
             own: Tensor = row_loss(value[None], real[None])[0]
-            return own + self._weight * self._penalty.of(at_image.square().sum())
+            return share * (own + self._weight * self._penalty.of(at_image.square().sum()))
 
-        batch = (rows.images[chosen].detach(), rows.labels[chosen], rows.real[chosen])
-        found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *batch)
-        return {name: gradient.detach() for name, gradient in found.items()}
+        batch = (rows.images, rows.labels, rows.real, 1 / sizes[rows.groups].float())
+        found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *batch)
+        return {name: kept(gradient.detach(), groups) for name, gradient in found.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy.noise import Entropy, add_gaussian, check_grid, to_grid
+from ghostnet.privacy.noise import Entropy, add_gaussian, to_grid
 
 _CHUNK_NUMBERS = 1 << 22  # numbers of the vectors in work at once: 32 MiB in float64
 
@@ -18,8 +18,9 @@ def noisy_sum(
 ) -> torch.Tensor:
     """Clips each patient's vector, sums, and adds Gaussian noise once.
 
-    Rows are clipped in float64 and summed as integers on the noise's grid, so the sum is exact and one patient's part
-    of it does not depend on the others, as it would in a floating-point sum (Casacuberta et al., arXiv 2207.10635).
+    Rows are clipped in float64, rounded toward zero to the noise's grid and summed as integers, so the sum is exact and
+    one patient's part of it does not depend on the others, as it would in a floating-point sum (Casacuberta et al.,
+    arXiv 2207.10635).
 
     Args:
         vectors: float (patients, d); one row a patient. A row with a NaN or an infinity counts as zero. There may be
@@ -33,12 +34,13 @@ def noisy_sum(
         Float32 (d,): the noisy sum, not divided by anything.
 
     Raises:
-        PlanError: norm_bound or noise_multiplier is not a finite number > 0, or the release is finer than the grid.
+        PlanError: norm_bound or noise_multiplier is not a finite number > 0.
         ValueError: vectors holds something else than floating-point matrices of one width.
 
     Guarantee:
         Unit: patient, add/remove one. Sensitivity: norm_bound (L2). One Gaussian release of this noise multiplier.
-        Assumes: one row holds all that a patient contributes; d, norm_bound and noise_multiplier are public.
+        Assumes: one row holds all that a patient contributes and is a function of that patient's data and of public
+        numbers alone, to the bit (blocks.py); d, norm_bound and noise_multiplier are public.
         Not covered: charging the ledger, which the caller does first; the time taken, which grows with the patients.
     """
     for name, value in (("norm_bound", norm_bound), ("noise_multiplier", noise_multiplier)):
@@ -49,7 +51,6 @@ def noisy_sum(
     for block in [vectors] if isinstance(vectors, torch.Tensor) else vectors:
         _check_block(block, total)
         if total is None:
-            check_grid(noise_multiplier, block.shape[1])
             total = torch.zeros(block.shape[1], dtype=torch.int64)
         chunk = max(1, _CHUNK_NUMBERS // max(1, len(total)))
         for start in range(0, len(block), chunk):

@@ -109,7 +109,8 @@ def patient_counts(
         `true * bins + bin` for two classes, `true * classes + predicted` for more.
 
     Guarantee:
-        Unit: patient. L1 norm of a row <= 1, whatever the images hold. Adds no noise: nothing may be released from it
+        Unit: patient. L1 norm of a row <= 1, whatever the images hold; a row is a function of that patient's images and
+        of public numbers alone, to the bit, whatever classifier was received. Adds no noise: nothing may be released from it
         except through `noisy_sum` with norm_bound 1.
     """
     if classes == 2:

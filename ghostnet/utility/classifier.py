@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ghostnet.errors import DataError
+from ghostnet.privacy.blocks import row_by_row
 from ghostnet.progress import Progress, silent
 
 WIDTH = 16  # channels of the first layer; 600 steps at 64 pixels take under a minute on one core
@@ -22,7 +23,6 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
 LABEL_SMOOTHING = 0.05
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
-PREDICT_BATCH = 256
 
 
 class Classifier(nn.Module):
@@ -149,10 +149,14 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     return moved + share * (blurred - moved) + scale * torch.randn_like(moved)
 
 
+@torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of all images, a batch at a time: float (n, c, h, w) -> float64 (n, classes)."""
-    with torch.no_grad():
-        parts = [model(images[i : i + PREDICT_BATCH]) for i in range(0, len(images), PREDICT_BATCH)]
+    """Logits of all images: float (n, c, h, w) -> float64 (n, classes).
+
+    Guarantee:
+        A row is a function of its image and the model alone, to the bit (privacy/blocks.py). Adds no noise.
+    """
+    parts = list(row_by_row(model, images))
     return torch.cat(parts).double() if parts else torch.zeros(0, 2, dtype=torch.float64)
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ghostnet.errors import DataError
-from ghostnet.utility.classifier import PREDICT_BATCH, Classifier
+from ghostnet.utility.classifier import Classifier
 
 NEIGHBOURS = 5
 """k of the precision and recall: an image is covered when it lies within the k-th neighbour's distance of another."""
@@ -74,7 +74,7 @@ def compare(real: torch.Tensor, synthetic: torch.Tensor) -> Fidelity:
 @torch.no_grad()
 def image_features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     """Features of images, averaged over positions: float (n, c, h, w) -> float32 (n, 64)."""
-    parts = [model.maps(images[i : i + PREDICT_BATCH]).mean(dim=(2, 3)) for i in range(0, len(images), PREDICT_BATCH)]
+    parts = [model.maps(images[i : i + BATCH]).mean(dim=(2, 3)) for i in range(0, len(images), BATCH)]
     return torch.cat(parts)
 
 

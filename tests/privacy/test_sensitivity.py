@@ -28,18 +28,19 @@ def test_one_extra_patient_moves_the_sum_by_at_most_clip_norm(loss: Loss, engine
 @pytest.mark.parametrize("physical_rows", [1000, 5])
 def test_rows_that_cancel_under_huge_weights_take_nothing_from_what_others_add(head: str, physical_rows: int) -> None:
     step = step_of(CancellingDiscriminator(head), physical_rows=physical_rows)
-    finding = check_sensitivity(step, trials=16, tolerance=1e-4)
+    finding = check_sensitivity(step, trials=16, tolerance=1e-5)
     assert finding.passed, finding.detail
     assert finding.value > 0.999, f"clipping never bound, so the test could not fail: {finding.detail}"
 
 
 def test_inputs_whose_squares_underflow_are_in_the_norm() -> None:
     for size in (1, 3):  # rows of a group
-        x, g = torch.full((size, 4, 400), 1e-23), torch.full((size, 4, 400), 5e17)
+        x, g = torch.full((size, 400, 4), 1e-23), torch.full((size, 400, 4), 5e17)
         groups = Groups(ids=torch.zeros(size, dtype=torch.long), sizes=(size,))
         gradient = outer_products(x, g, groups)
-        true = float(gradient.weighted_sum(torch.ones(1)).double().norm())
-        assert float(gradient.squared_norm.sqrt()) >= true > 1e-3
+        first = torch.eye(size)[0]
+        true = float(gradient.weighted_sum(first).norm())
+        assert float(gradient.squared_norm[0].sqrt()) >= true * (1 - 1e-6) > 1e-3
 
 
 def step_of(
