@@ -65,8 +65,9 @@ def release_features(discriminator: nn.Module, cohort: Cohort, plan: Plan, entro
         None where the noise swallowed all mass, so that there is nothing to match.
 
     Guarantee:
-        Unit: patient, add/remove one. Sensitivity: 1 (a patient's vector is a mean of vectors of norm 1, and a function
-        of that patient's images and of public numbers alone, to the bit: privacy/blocks.py). One Gaussian release with `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
+        Unit: patient, add/remove one. Sensitivity: 1: a patient's vector is a mean of vectors of norm 1, and a function
+        of that patient's images and of public numbers alone, to the bit (privacy/blocks.py). One Gaussian release with
+        `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
         Assumes: the discriminator was released, or comes from releases, before.
     """
     snapshot = copy.deepcopy(discriminator).eval().requires_grad_(False)

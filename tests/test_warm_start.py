@@ -56,7 +56,7 @@ def test_a_patient_with_both_labels_is_split_between_their_blocks():
     plan = tiny_plan(images_per_patient="images_per_patient = 4")
     vectors = warm_start.patient_embeddings(cohort([1, 3], [0, 0, 0, 0]), plan)
     masses = vectors.reshape(2, -1)[:, -1] / warm_start.MASS_WEIGHT
-    assert torch.allclose(masses, torch.tensor([0.25, 0.75]), atol=1e-6)
+    assert torch.allclose(masses, torch.tensor([0.25, 0.75], dtype=torch.float64), atol=1e-6)
 
 
 def test_only_the_first_images_of_a_patient_count_and_no_other_patient_matters():
@@ -94,7 +94,7 @@ def test_an_empty_hospital_has_no_rows():
 
 def test_class_shares_come_from_the_release_and_not_from_the_prior():
     data = cohort([30, 90])
-    means = warm_start.class_means(warm_start.patient_embeddings(data, PLAN).sum(0), PLAN)
+    means = warm_start.class_means(warm_start.patient_embeddings(data, PLAN).sum(0).float(), PLAN)
     assert torch.allclose(means.shares, torch.tensor([0.25, 0.75]), atol=1e-5)
     inside = warm_start.embed_images(data.images, PLAN)[:, :-1]
     assert torch.allclose(means.means[0], inside[:30].mean(0), atol=1e-5)

@@ -6,7 +6,6 @@ groups.py for those layers whose gradients are too large to be kept.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 

@@ -184,11 +184,12 @@ def _runs(length: int, most: int) -> list[slice]:
 
 
 def squared_norms(rows: Tensor) -> Tensor:
-    """Squared L2 norm of each row of (p, d), float64 (p,), from float32 sums that are short, so that they round little."""
+    """Squared L2 norm of each row of (p, d), float64 (p,), from short float32 sums: they round little."""
     even = rows.shape[1] // _SUMMED_NUMBERS * _SUMMED_NUMBERS
-    parts = torch.linalg.vector_norm(rows[:, :even].unflatten(1, (-1, _SUMMED_NUMBERS)), dim=2)  # (p, d / numbers)
+    parts = torch.linalg.vector_norm(rows[:, :even].reshape(len(rows), -1, _SUMMED_NUMBERS), dim=2)  # (p, d / numbers)
     rest = torch.linalg.vector_norm(rows[:, even:], dim=1)
-    return parts.double().square().sum(1) + rest.double().square()
+    squared: Tensor = parts.double().square().sum(1) + rest.double().square()
+    return squared
 
 
 def _squared_by_gram(x: Tensor, g: Tensor, groups: Groups) -> Tensor:

@@ -60,7 +60,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, groups: Groups) -> dic
         said = (g * (x == label)[:, :, None]).sum(1)  # (r, d)
         return said if groups.are_rows else groups.sum(said, torch.empty_like(said))
 
-    labels = x.unique().tolist()
+    labels = torch.unique(x).tolist()
     squared = torch.stack([squared_norms(about(label)) for label in labels]).sum(0)
 
     def scaled(factors: Tensor) -> Iterator[Tile]:

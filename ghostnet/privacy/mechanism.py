@@ -327,7 +327,7 @@ def _add_clipped(
             for tile in gradient.scaled(factors):
                 if len(dropped):
                     tile.values[dropped] = 0.0  # 0 * NaN is NaN
-                for some in tile.values.trunc_().split(exact):
+                for some in torch.split(tile.values.trunc_(), exact):
                     tile.add_to(total, ones[: len(some)].to(some) @ some)
 
 
@@ -335,9 +335,7 @@ _PROVEN: dict[Hashable, bool] = {}
 """By network, block, threads and device: whether groups may share blocks in this process."""
 
 
-def _is_invariant(
-    discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable
-) -> bool:
+def _is_invariant(discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable) -> bool:
     """Whether this process computes a group's part independent of its place and neighbours; tried once a network."""
     shapes = (str(discriminator), tuple(p.shape for p in discriminator.parameters()))
     key = (kind, shapes, rows.images.shape[1:], rows.images.dtype, rows.images.device, block, torch.get_num_threads())

@@ -146,21 +146,26 @@ def to_grid(value: torch.Tensor, *, std: float) -> torch.Tensor:
         PlanError: std is not a finite number in [1e-30, 1e30].
         ValueError: the value has a NaN or an infinity.
     """
-    scaled = value.detach().cpu().double() * (1 / grid_step(std))  # exact: the step is a power of two
+    return _in_steps(value, std).clamp_(-(2.0**62), 2.0**62).long()  # towards zero
+
+
+def _in_steps(value: torch.Tensor, std: float) -> torch.Tensor:
+    """The value over the step, float64 and exact: the step is a power of two."""
+    scaled = value.detach().cpu().double() * (1 / grid_step(std))
     ends = scaled.aminmax() if scaled.numel() else (0.0, 0.0)  # NaN passes through, at a tenth of isfinite's time
     if not all(math.isfinite(end) for end in ends):
         raise ValueError("the value to be released is not finite everywhere; zero such rows before they are summed")
-    return scaled.clamp_(-(2.0**62), 2.0**62).long()  # towards zero
+    return scaled
 
 
 def _whole_steps(value: torch.Tensor, std: float) -> torch.Tensor:
-    steps = to_grid(value, std=std)
-    if not torch.equal(from_grid(steps, std=std), value.detach().cpu().double()):
+    scaled = _in_steps(value, std)
+    if not torch.equal(scaled, scaled.trunc()):
         raise ValueError(
             f"the value is no whole multiple of the noise's grid step {grid_step(std):g}; round each patient's part to "
             "it (`to_grid`, or `grid_step` of `clipped_sum`) before the parts are summed"
         )
-    return steps
+    return scaled.clamp_(-(2.0**62), 2.0**62).long()
 
 
 def uniform_from(words: Words, n: int) -> NDArray[np.float64]:

@@ -110,8 +110,8 @@ def patient_counts(
 
     Guarantee:
         Unit: patient. L1 norm of a row <= 1, whatever the images hold; a row is a function of that patient's images and
-        of public numbers alone, to the bit, whatever classifier was received. Adds no noise: nothing may be released from it
-        except through `noisy_sum` with norm_bound 1.
+        of public numbers alone, to the bit, whatever classifier was received. Adds no noise: nothing may be released
+        from it except through `noisy_sum` with norm_bound 1.
     """
     if classes == 2:
         if edges is None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ghostnet.errors import DataError
-from ghostnet.utility.classifier import Classifier
+from ghostnet.utility.classifier import BATCH, Classifier
 
 NEIGHBOURS = 5
 """k of the precision and recall: an image is covered when it lies within the k-th neighbour's distance of another."""

@@ -4,7 +4,7 @@ Sources: Opacus's dcgan.py example (two forwards; fakes counted from the batch),
 (shuffled batches), Opacus privacy_engine.py (q and denominator from the data set), DeepMind and JAX-Privacy lists.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from unittest import mock
 
@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from ghostnet.audit.sensitivity import StepInput
 from ghostnet.privacy import kernels
-from ghostnet.privacy.groups import Groups, ParameterGradient
+from ghostnet.privacy.groups import Groups, ParameterGradient, Tile
 from ghostnet.privacy.mechanism import PatientGradients, Rows, join_rows, noised_sum, sample_patients
 from ghostnet.privacy.noise import Entropy
 from tests.privacy.networks import CancellingDiscriminator, SmallDiscriminator, build_small
@@ -186,12 +186,18 @@ class NoRoundingReserve(Cancelling):
 
 
 def sums_rows_anew(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
-    """As `groups.outer_products`, without what bounds the rows."""
-    per_row = g.transpose(1, 2) @ x  # (r, out, in)
-    return ParameterGradient(
-        squared_norm=groups.sum(per_row).square().sum((1, 2)),
-        weighted_sum=lambda factors: (g * factors[groups.ids, None, None]).flatten(0, 1).T @ x.flatten(0, 1),
-    )
+    """As `groups.outer_products`, in one product over all rows, whose numbers swallow each other."""
+    per_row = (g @ x.transpose(1, 2)).flatten(1)  # (r, out in)
+    own = groups.sum(per_row, torch.empty_like(per_row))
+    matrix = g.shape[1], x.shape[1]
+
+    def scaled(factors: Tensor) -> Iterator[Tile]:
+        weighted = (g * factors.to(g.dtype)[groups.ids, None, None]).transpose(0, 1).flatten(1)  # (out, r t)
+        values = torch.zeros_like(per_row)
+        values[0] = (weighted @ x.transpose(0, 1).flatten(1).T).flatten()
+        yield Tile(rows=slice(0, matrix[0]), columns=slice(0, matrix[1]), values=values)
+
+    return ParameterGradient(matrix=matrix, squared_norm=own.double().square().sum(1), scaled=scaled)
 
 
 class NoClip(OwnGradients):
