@@ -23,7 +23,7 @@ from ghostnet.local_state import LocalState
 from ghostnet.losses import discriminator_loss, generator_loss
 from ghostnet.plan import Plan, parse_plan
 from ghostnet.privacy.mechanism import join_rows, noised_sum
-from ghostnet.privacy.noise import SystemEntropy
+from ghostnet.privacy.noise import SystemEntropy, grid_step
 from ghostnet.training import patient_gradients, step_discriminator
 
 Step = Callable[[], object]
@@ -146,8 +146,10 @@ def _discriminator_step(state: LocalState, rows: int) -> Step:
     gradients, row_loss = patient_gradients(state.discriminator, plan), discriminator_loss(plan.training.loss)
 
     def step() -> None:
-        summed = gradients.clipped_sum(batch, row_loss, clip_norm=plan.privacy.clip_norm, physical_rows=rows)
-        noised = noised_sum(summed, clip_norm=1.0, noise_multiplier=1.0, entropy=entropy)
+        clip_norm = plan.privacy.clip_norm
+        step = grid_step(clip_norm)
+        summed = gradients.clipped_sum(batch, row_loss, clip_norm=clip_norm, physical_rows=rows, grid_step=step)
+        noised = noised_sum(summed, clip_norm=clip_norm, noise_multiplier=1.0, entropy=entropy)
         step_discriminator(state.discriminator, state.optimizers.discriminator, noised, fakes, labels, plan)
 
     return step

@@ -69,18 +69,18 @@ def one_parameter_bare(
 class NoClip(PatientGradients):
     """Sums patients' gradients as they are."""
 
-    def clipped_sum(self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int) -> dict[str, Tensor]:
+    def clipped_sum(self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, **named: Any) -> dict[str, Tensor]:
         """Unbounded."""
-        return super().clipped_sum(rows, row_loss, clip_norm=1e6 * clip_norm, physical_rows=physical_rows)
+        return super().clipped_sum(rows, row_loss, clip_norm=1e6 * clip_norm, **named)
 
 
 class ImageClip(PatientGradients):
     """Clips every image by itself."""
 
-    def clipped_sum(self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int) -> dict[str, Tensor]:
+    def clipped_sum(self, rows: Rows, row_loss: RowLoss, **named: Any) -> dict[str, Tensor]:
         """A patient with k images counts k times."""
         apart = replace(rows, groups=torch.arange(len(rows.images)), group_count=len(rows.images))
-        return super().clipped_sum(apart, row_loss, clip_norm=clip_norm, physical_rows=physical_rows)
+        return super().clipped_sum(apart, row_loss, **named)
 
 
 class Shuffled:

@@ -16,7 +16,7 @@ from ghostnet.audit.sensitivity import StepInput
 from ghostnet.privacy import kernels
 from ghostnet.privacy.groups import Groups, ParameterGradient, Tile
 from ghostnet.privacy.mechanism import PatientGradients, Rows, join_rows, noised_sum, sample_patients
-from ghostnet.privacy.noise import Entropy
+from ghostnet.privacy.noise import Entropy, from_grid, to_grid
 from tests.privacy.networks import CancellingDiscriminator, SmallDiscriminator, build_small
 
 PHYSICAL_ROWS = 8
@@ -87,7 +87,9 @@ class Clean:
 
     def noised_sum(self, given: StepInput, clip_norm: float, noise_multiplier: float, entropy: Entropy) -> Tensor:
         """Released sum (d,)."""
-        summed = {"all": self.clipped_sum(given, clip_norm)}
+        std = clip_norm * noise_multiplier
+        on_grid = from_grid(to_grid(self.clipped_sum(given, clip_norm), std=std), std=std)  # a sum made for no noise
+        summed = {"all": on_grid}
         return flat(noised_sum(summed, clip_norm=clip_norm, noise_multiplier=noise_multiplier, entropy=entropy))
 
     def sample(self, patients: int, sampling_rate: float, steps: int, entropy: Entropy) -> Sequence[Tensor]:
