@@ -152,7 +152,7 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
         place = groups.scratch.take if keep else partial(groups.scratch.borrow, "tile")
         return groups.sum(product, place(tuple(product.shape), x))
 
-    if outputs * inputs <= KEPT_NUMBERS:
+    if is_kept(outputs * inputs):
         held = [formed(g, *place, keep=True) for place in tiles]
         squared = torch.stack([squared_norms(values) for values in held]).sum(0)
     elif _gram_is_cheaper(inputs, outputs, x.shape[2]):
@@ -161,7 +161,7 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
         squared = torch.stack([squared_norms(formed(g, *place)) for place in tiles]).sum(0)
 
     def scaled(factors: Tensor) -> Iterator[Tile]:
-        if outputs * inputs <= KEPT_NUMBERS:
+        if is_kept(outputs * inputs):
             column = factors.to(g.dtype)[:, None]
             for (rows, columns), values in zip(tiles, held, strict=True):
                 times = torch.mul(values, column, out=groups.scratch.borrow("scaled", tuple(values.shape), values))
@@ -172,6 +172,11 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
                 yield Tile(rows=rows, columns=columns, values=formed(weighted, rows, columns))
 
     return ParameterGradient(matrix=matrix, squared_norm=squared, scaled=scaled)
+
+
+def is_kept(numbers: int) -> bool:
+    """Whether a gradient of so many numbers is kept from the norm to the sum, or formed again for it."""
+    return numbers <= KEPT_NUMBERS
 
 
 def _gram_is_cheaper(inputs: int, outputs: int, positions: int) -> bool:

@@ -148,6 +148,7 @@ class PatientGradients:
         check_discriminator(discriminator)
         self._discriminator = discriminator
         self._engine = engine
+        self._scratch = Scratch()
 
     def clipped_sum(
         self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int, grid_step: float = 0.0
@@ -186,6 +187,7 @@ class PatientGradients:
             block=block_rows(physical_rows),
             grid_step=grid_step,
             kind=self._engine,
+            scratch=self._scratch,
         )
 
 
@@ -202,6 +204,7 @@ def sum_clipped(
     block: int,
     grid_step: float,
     kind: Hashable,
+    scratch: Scratch,
 ) -> dict[str, Tensor]:
     """Clips each group, rounds it to the grid and sums; see `PatientGradients.clipped_sum` for all that it promises.
 
@@ -213,19 +216,15 @@ def sum_clipped(
         block: rows of a block.
         grid_step: a power of two, or 0.
         kind: tells apart what computes gradients of one network in different ways.
+        scratch: memory to compute in, from step to step.
     """
     step = grid_step or 2.0 ** (math.frexp(clip_norm)[1] - 1 - _GRID_LOG2)
     if math.frexp(step)[0] != 0.5:
         raise PlanError(f"grid_step = {step} is not a power of two; use noise.grid_step")
-    shapes = {name: p.shape for name, p in discriminator.named_parameters() if p.requires_grad}
-    totals = {
-        name: torch.zeros(shape.numel(), dtype=torch.float64, device=rows.images.device)
-        for name, shape in shapes.items()
-    }
+    totals = GridSums(discriminator, most=int(2.0**24 * step / clip_norm))
     shared = rows.group_count < 2 or _is_invariant(discriminator, rows, gradients, block, kind)
     sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
     clip = partial(_add_clipped, totals, clip_norm=clip_norm, step=step)
-    scratch = Scratch()
 
     def of_block(rows: Rows) -> dict[str, ParameterGradient]:
         scratch.begin()
@@ -236,7 +235,50 @@ def sum_clipped(
             clip(_of_one_large_group(rows, part, of_block, block))
         else:
             clip(of_block(_block(rows, part, block)), count=part.groups.stop - part.groups.start)
-    return {name: (total * step).reshape(shapes[name]) for name, total in totals.items()}
+    return totals.in_units_of(step)
+
+
+class GridSums:
+    """Sums of vectors of whole numbers, exact: in float32 as long as no sum can pass 2^24, then in float64.
+
+    Args:
+        discriminator: gives the parameters.
+        most: groups whose numbers surely add up to at most 2^24.
+    """
+
+    def __init__(self, discriminator: nn.Module, *, most: int) -> None:
+        self._shapes = {name: p.shape for name, p in discriminator.named_parameters() if p.requires_grad}
+        device = next(discriminator.parameters()).device
+        self._whole = {n: torch.zeros(s.numel(), dtype=torch.float64, device=device) for n, s in self._shapes.items()}
+        self._recent = {n: torch.zeros(s.numel(), device=device) for n, s in self._shapes.items()}
+        self._most, self._held = max(1, most), 0
+
+    def add(self, gradients: dict[str, ParameterGradient], factors: Tensor, dropped: Tensor) -> None:
+        """Adds factor times each group's gradient, rounded toward zero; nothing of the groups `dropped`."""
+        few = min(self._most, len(factors))  # groups that float32 may add up
+        sums = self._whole if few < len(factors) else self._recent
+        if sums is self._recent and self._held + len(factors) > self._most:
+            self._settle()
+        self._held += len(factors)
+        ones = torch.ones(few, device=factors.device)
+        for name, gradient in gradients.items():
+            total = sums[name].view(gradient.matrix)
+            for tile in gradient.scaled(factors):
+                if len(dropped):
+                    tile.values[dropped] = 0.0  # 0 * NaN is NaN
+                for some in torch.split(tile.values.trunc_(), few):
+                    tile.add_to(total, ones[: len(some)].to(some) @ some)
+
+    def in_units_of(self, step: float) -> dict[str, Tensor]:
+        """The sums times the step, float64 by parameter name; nothing may be added any more."""
+        self._settle()
+        return {name: total.mul_(step).reshape(self._shapes[name]) for name, total in self._whole.items()}
+
+    def _settle(self) -> None:
+        for name, recent in self._recent.items():
+            self._whole[name] += recent
+            recent.zero_()
+        self._held = 0
 
 
 def noised_sum(
@@ -302,33 +344,16 @@ def _of_one_large_group(
     return {name: kept(total[None], whole) for name, total in sums.items()}
 
 
+@torch.no_grad()
 def _add_clipped(
-    totals: dict[str, Tensor],
-    gradients: dict[str, ParameterGradient],
-    *,
-    clip_norm: float,
-    step: float,
-    count: int = 1,
+    totals: GridSums, gradients: dict[str, ParameterGradient], *, clip_norm: float, step: float, count: int = 1
 ) -> None:
-    """Adds the first `count` groups' clipped gradients to the totals, in whole steps rounded toward zero.
-
-    Rounding toward zero never makes a vector longer. Whole numbers below 2^24 add up exactly in float32.
-    """
+    """Adds the first `count` groups' clipped gradients, in whole steps; rounded toward zero, no vector gets longer."""
     squared = torch.stack([gradient.squared_norm for gradient in gradients.values()]).sum(0)
     factors, finite = clip_factors(squared.sqrt(), clip_norm)
     factors[count:] = 0.0
     factors *= (1 - _NORM_ROUNDING) / step
-    dropped = (~finite).nonzero().flatten()
-    exact = max(1, min(len(factors), int(2.0**23 * step / clip_norm)))  # groups that may be added up in float32
-    ones = torch.ones(exact, device=factors.device)
-    with torch.no_grad():
-        for name, gradient in gradients.items():
-            total = totals[name].view(gradient.matrix)
-            for tile in gradient.scaled(factors):
-                if len(dropped):
-                    tile.values[dropped] = 0.0  # 0 * NaN is NaN
-                for some in torch.split(tile.values.trunc_(), exact):
-                    tile.add_to(total, ones[: len(some)].to(some) @ some)
+    totals.add(gradients, factors, dropped=(~finite).nonzero().flatten())
 
 
 _PROVEN: dict[Hashable, bool] = {}

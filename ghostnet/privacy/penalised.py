@@ -35,6 +35,7 @@ class PenalisedGradients:
     def __init__(self, discriminator: nn.Module, *, penalty: InputPenalty, weight: float) -> None:
         check_discriminator(discriminator)
         self._discriminator, self._penalty, self._weight = discriminator, penalty, weight
+        self._scratch = Scratch()
 
     def clipped_sum(
         self, rows: Rows, row_loss: RowLoss, *, clip_norm: float, physical_rows: int, grid_step: float = 0.0
@@ -72,6 +73,7 @@ class PenalisedGradients:
             block=block_rows(most),
             grid_step=grid_step,
             kind=self._penalty,
+            scratch=self._scratch,
         )
 
     def _gradients(

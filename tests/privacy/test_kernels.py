@@ -198,6 +198,20 @@ def test_every_way_to_outer_products_gives_the_same(
         check(fast(network, images, labels, groups), by_vmap(network, images, labels, groups))
 
 
+@pytest.mark.parametrize("kept_numbers", [0, 1 << 20])
+def test_layers_of_one_shape_do_not_share_what_they_still_need(
+    kept_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "KEPT_NUMBERS", kept_numbers)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = Head(nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))))
+    images, labels = example((4, 6, 6)), torch.zeros(ROWS, dtype=torch.int64)
+    for sizes in (SIZES, (1,) * ROWS):
+        groups = groups_of(sizes)
+        check(fast(network, images, labels, groups), by_vmap(network, images, labels, groups))
+
+
 @pytest.mark.parametrize("size", [28, 32, 64])
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_the_project_s_discriminators_agree_with_opacus_and_torch_func(size: int, norm: str) -> None:
