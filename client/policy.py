@@ -1,7 +1,7 @@
 """What the hospital allows: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
-runs exactly as it is written. Each refusal has a number (P01 to P18; P15 is no longer in use) that may leave the
+runs exactly as it is written. Each refusal has a number (P01 to P20; P15 is no longer in use) that may leave the
 hospital; its text may not.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from client.masking import known_peers
 from ghostnet.errors import GhostNetError, PolicyError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
-from ghostnet.plan import Plan
+from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan
 from ghostnet.privacy.accounting import epsilon_pld
 from ghostnet.privacy.claim import claim, plan_events
 from ghostnet.privacy.events import Event, SharedNoiseSteps, coalition_events
@@ -34,6 +34,17 @@ _MOST_OF = {  # what one request may make this machine hold
     "training.physical_rows": 1024,
     "training.generator_batch": 4096,
     "utility.bins": 1000,
+}
+_RANGE_OF = {  # (least, most) of the numbers that a patient's arithmetic meets, or that decide where training goes
+    "warm_start.bandwidth": (LEAST_BANDWIDTH, MOST_BANDWIDTH),
+    "warm_start.mean_image_weight": (0.0, 1.0),
+    "training.gradient_penalty_weight": (0.0, 1e6),
+    "training.weight_clip": (0.0, 100.0),
+    "training.learning_rate_discriminator": (0.0, 1.0),
+    "training.learning_rate_generator": (0.0, 1.0),
+    "training.beta1": (0.0, 1.0),
+    "training.beta2": (0.0, 1.0),
+    "training.ema": (0.0, 1.0),
 }
 _MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
 _MOST_MAPS = 31  # times discriminator_width: channels of all layers together, at most, of every architecture
@@ -72,7 +83,14 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
         plan and the limits alone decide: neither is computed from a patient.
         Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
     """
-    refusals = [*_budget(plan, policy), *_noise(plan, policy), *_size(plan, policy), *_load(plan), *_form(plan, policy)]
+    refusals = [
+        *_budget(plan, policy),
+        *_noise(plan, policy),
+        *_size(plan, policy),
+        *_load(plan),
+        *_ranges(plan),
+        *_form(plan, policy),
+    ]
     refusals = refusals or list(_claim(plan))  # the accountant is only asked about numbers that make sense
     if refusals:
         raise PolicyError("; ".join(refusals))
@@ -156,6 +174,15 @@ def _load(plan: Plan) -> Iterator[str]:
     for what, numbers, most in _products(plan):
         if not 0 <= numbers <= most:
             yield f"P14: {what} makes {numbers:g}, and this hospital computes 0 to {most} for anybody"
+
+
+def _ranges(plan: Plan) -> Iterator[str]:
+    asked = {key: getattr(getattr(plan, key.partition(".")[0]), key.partition(".")[2]) for key in _RANGE_OF}
+    scales = {f"warm_start.more_bandwidths[{i}]": scale for i, scale in enumerate(plan.warm_start.more_bandwidths)}
+    for key, value in (asked | scales).items():
+        least, most = _RANGE_OF.get(key, _RANGE_OF["warm_start.bandwidth"])
+        if not least <= _number(value) <= most:
+            yield f"P20: {key} = {value} is not {least:g} to {most:g}, the range that this hospital computes in"
 
 
 def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:

@@ -28,6 +28,8 @@ PixelRange = Literal["[-1,1]", "[0,1]"]
 Denoise = Literal["auto", "none"]
 Norm = Literal["none", "group"]
 
+LEAST_BANDWIDTH, MOST_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
+
 LATER_OPTIONS = frozenset(
     {
         "image.released_prior",
@@ -284,7 +286,8 @@ def _check_rest(plan: Plan, source: str) -> None:
     check(warm.features, key="warm_start.features", low=2, high=1_000_000)
     check(warm.feature_size, key="warm_start.feature_size", low=4, high=plan.image.size)
     for i, scale in enumerate((warm.bandwidth, *warm.more_bandwidths)):
-        check(scale, key=f"warm_start.more_bandwidths[{i - 1}]" if i else "warm_start.bandwidth", above=0)
+        key = f"warm_start.more_bandwidths[{i - 1}]" if i else "warm_start.bandwidth"
+        check(scale, key=key, low=LEAST_BANDWIDTH, high=MOST_BANDWIDTH)
     check(warm.mean_image_weight, key="warm_start.mean_image_weight", low=0, below=1)
     check(warm.detail_weight, key="warm_start.detail_weight", low=0)
     check(warm.steps, key="warm_start.steps", low=1, high=1_000_000)

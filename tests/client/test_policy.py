@@ -75,6 +75,10 @@ ASKED = [
     *(("privacy.fakes", value, "P14") for value in [*NO_NUMBER, 0, 8193]),
     *(("training.perceptual_noise_multiplier", value, "P16") for value in [*NO_NUMBER, 1e-9, 0.299]),
     ("federation.share", "pooled", "P17"),
+    *(("warm_start.bandwidth", value, "P20") for value in [*NO_NUMBER, 0.0, 1e-7, 0.0099, 1001.0]),
+    *(("warm_start.more_bandwidths", (4.0, value), "P20") for value in [*NO_NUMBER, 1e-7]),
+    *(("training.learning_rate_discriminator", value, "P20") for value in [*NO_NUMBER, 1.1]),
+    *(("training.gradient_penalty_weight", value, "P20") for value in [*NO_NUMBER, 1e7]),
     *(("utility.real_reference", value, "P13") for value in [True, 1, "no", None]),
 ]
 
@@ -86,7 +90,7 @@ def test_a_server_that_asks_for_too_much_is_refused_by_number(key: str, value: A
 
 def test_every_number_has_a_case() -> None:
     elsewhere = {"P12", "P18"}  # lists of the policy: below, and in test_pooled_site.py
-    numbers = {f"P{number:02d}" for number in range(1, 19)} - {"P15"}  # P15 belonged to a limit that was taken out
+    numbers = {f"P{number:02d}" for number in (*range(1, 19), 20)} - {"P15"}  # P15 belonged to a limit that was taken out
     assert {code for _, _, code in ASKED} | elsewhere == numbers
 
 
