@@ -119,7 +119,7 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor
             sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
             first += len(vectors)
         counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
-        yield sums.reshape(stop - start, labels * block) / counts[:, None]
+        yield sums.reshape(stop - start, labels * block).div_(counts[:, None])
 
 
 def _embed_in_float64(images: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy.noise import Entropy, add_gaussian, to_grid
+from ghostnet.privacy.noise import Entropy, add_gaussian, grid_step
 
 _CHUNK_NUMBERS = 1 << 22  # numbers of the vectors in work at once: 32 MiB in float64
 
@@ -47,14 +47,15 @@ def noisy_sum(
         if isinstance(value, bool) or not (math.isfinite(value) and value > 0):
             raise PlanError(f"{name} = {value!r} is not a finite number > 0; nothing is released without noise")
     std = norm_bound * noise_multiplier
+    step = grid_step(std)
     total: torch.Tensor | None = None
     for block in [vectors] if isinstance(vectors, torch.Tensor) else vectors:
         _check_block(block, total)
         if total is None:
             total = torch.zeros(block.shape[1], dtype=torch.int64)
-        chunk = max(1, _CHUNK_NUMBERS // max(1, len(total)))
-        for start in range(0, len(block), chunk):
-            total += to_grid(_clip_rows(block[start : start + chunk], norm_bound), std=std).sum(dim=0)
+        most = min(_CHUNK_NUMBERS // max(1, len(total)), int(2.0**52 * step / norm_bound))  # float64 adds them exactly
+        for part in block.split(max(1, most)):
+            total += _in_steps(part, norm_bound, step).sum(0).clamp_(-(2.0**62), 2.0**62).long()
     if total is None:
         raise ValueError("no matrix of vectors was given; give at least one, which may have no rows")
     return add_gaussian(total, std=std, entropy=entropy)
@@ -66,11 +67,14 @@ def _check_block(block: torch.Tensor, total: torch.Tensor | None) -> None:
         raise ValueError(f"vectors is {block.dtype} of shape {tuple(block.shape)}; give floats (patients, {width})")
 
 
-def _clip_rows(rows: torch.Tensor, norm_bound: float) -> torch.Tensor:
-    """Float64 (rows, d), each row of norm <= norm_bound; rows that are not finite become zero."""
+def _in_steps(rows: torch.Tensor, norm_bound: float, step: float) -> torch.Tensor:
+    """Whole numbers (rows, d) in float64, each row of norm <= norm_bound / step; a row that is not finite is zero."""
     rows = rows.detach().cpu().double()
-    finite = torch.isfinite(rows).all(dim=1, keepdim=True)
-    # Entries that large come from float64 only; without the clamp their squares would overflow.
-    rows = rows.masked_fill(~finite, 0.0).clamp_(-1e150, 1e150)
-    norms = rows.square().sum(dim=1, keepdim=True).sqrt()  # (rows, 1)
-    return rows * (norm_bound / norms).clamp_(max=1.0)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (rows, 1)
+    if not bool(norms.isfinite().all()):
+        finite = rows.isfinite().all(dim=1, keepdim=True)
+        # Entries that large come from float64 only; without the clamp their squares would overflow.
+        rows = rows.masked_fill(~finite, 0.0).clamp_(-1e150, 1e150)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    factors = (norm_bound / norms).clamp_(max=1.0) / step  # the step is a power of two
+    return (rows * factors).trunc_()

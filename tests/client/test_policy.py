@@ -90,7 +90,9 @@ def test_a_server_that_asks_for_too_much_is_refused_by_number(key: str, value: A
 
 def test_every_number_has_a_case() -> None:
     elsewhere = {"P12", "P18"}  # lists of the policy: below, and in test_pooled_site.py
-    numbers = {f"P{number:02d}" for number in (*range(1, 19), 20)} - {"P15"}  # P15 belonged to a limit that was taken out
+    numbers = {f"P{number:02d}" for number in (*range(1, 19), 20)} - {
+        "P15"
+    }  # P15 belonged to a limit that was taken out
     assert {code for _, _, code in ASKED} | elsewhere == numbers
 
 

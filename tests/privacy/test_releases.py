@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ghostnet.errors import PlanError
 from ghostnet.privacy import releases
-from ghostnet.privacy.noise import SystemEntropy, from_grid, to_grid
+from ghostnet.privacy.noise import SystemEntropy, grid_step
 from ghostnet.privacy.releases import noisy_sum
 from tests.entropy import SeededEntropy
 
@@ -124,9 +124,11 @@ def test_something_else_than_a_float_matrix_is_refused(vectors: torch.Tensor) ->
 
 
 def test_rows_are_clipped_before_they_are_put_on_the_grid() -> None:
-    clipped = releases._clip_rows(torch.randn(50, 400, generator=torch.Generator().manual_seed(1)) * 9, 1.0)
-    on_grid = from_grid(to_grid(clipped, std=1.0), std=1.0)
-    assert float(on_grid.norm(dim=1).max()) <= 1
+    rows = torch.randn(50, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 9
+    steps = releases._in_steps(rows, 1.0, grid_step(1.0))
+    assert torch.equal(steps, steps.round())
+    assert 1 - 1e-4 < float(steps.norm(dim=1).max()) * grid_step(1.0) <= 1
+    assert torch.equal(steps.sign(), (rows * (steps != 0)).sign())
 
 
 def release(rows: torch.Tensor) -> torch.Tensor:
