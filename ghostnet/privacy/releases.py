@@ -77,4 +77,5 @@ def _in_steps(rows: torch.Tensor, norm_bound: float, step: float) -> torch.Tenso
         rows = rows.masked_fill(~finite, 0.0).clamp_(-1e150, 1e150)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     factors = (norm_bound / norms).clamp_(max=1.0) / step  # the step is a power of two
-    return (rows * factors).trunc_()
+    steps: torch.Tensor = (rows * factors).trunc_()
+    return steps
