@@ -78,8 +78,10 @@ def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent, keep_l
 
 
 def _join(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
-    joined = site.join(plan, run_id, known_head=_text(message, "known-head", limit=64))
+    known = protocol.read_known_heads(_text(message, "known-heads", limit=protocol.MAX_KNOWN_CHARACTERS))
+    joined = site.join(plan, run_id, known_heads=known)
     said = {"name": joined.name, "public-key": joined.public_key, "ledger-head": joined.ledger_head}
+    said["join-signature"] = joined.signature
     if joined.mask_key:
         said |= {"mask-key": joined.mask_key, "mask-key-signature": joined.mask_key_signature}
     return _config(said)
@@ -122,6 +124,9 @@ def _answered(message: Message, handler: Handler, open_site: Callable[[], Site])
         site = open_site()
         log = _site_log(site.config.state / "site.log")
         plan, run_id = _plan_and_run(message)
+        known_head = _text(message, "known-head", limit=64)
+        if known_head:
+            site.check_head(known_head)
         with _heard(log):
             content = handler(site, plan, run_id, message)
         _countersign(site, message)

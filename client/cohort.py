@@ -8,6 +8,7 @@ patient and kept between patients.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from client.intake.sources import read_source
 from client.intake.table import IntakeTable, write_table
 from client.intake.task import Limits
 from client.intake.withdrawn import REVIEW, forget_fetched, forget_review
+from client.prepared import note_prepared
 from client.secrets import load_or_create_secret
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, SiteError
@@ -140,6 +142,7 @@ def _take_in(
             strict=strict,
         )
         rows = _forget(config, secret, rows, excluded, limits or Limits())
+        _note_prepared(config, rows)
     except OSError as error:
         raise SiteError(
             f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "
@@ -153,6 +156,14 @@ def _take_in(
             seen.add(pixels)
             kept.append(row)
     return rows, kept
+
+
+def _note_prepared(config: SiteConfig, rows: Rows) -> None:
+    """For `site check` of another site.toml; whether it can be kept decides over no intake."""
+    try:
+        note_prepared(config.state, [row.source for row in rows.taken])
+    except SiteError as error:
+        logging.getLogger("ghostnet.site").warning("%s", error)
 
 
 def _forget(config: SiteConfig, secret: bytes, rows: Rows, excluded: frozenset[str], limits: Limits) -> Rows:

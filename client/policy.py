@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.masking import known_peers
 from ghostnet.errors import GhostNetError, PolicyError
@@ -53,6 +54,7 @@ class PolicySpec:
     # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
     peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
     approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
+    witness: Path | None = None  # the ledger's second witness, a file outside the state folder; None: beside it
     allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
 
 

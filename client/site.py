@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.ledger import Ledger
+from ghostnet.privacy.ledger_faults import RUNS_NAME
 from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.privacy.statement import site_statement
 from ghostnet.progress import Progress, silent
@@ -54,6 +56,7 @@ class Joined:
     name: str
     public_key: str
     ledger_head: str
+    signature: str  # under `protocol.join_document`: the key is this hospital's own
     mask_key: str = ""  # pooled: this run's, and the hospital's signature under it
     mask_key_signature: str = ""
 
@@ -70,7 +73,8 @@ class Site:
         Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
         `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
         disk are not read by others.
-        Not covered: the same patient at another hospital (see certificate.py).
+        Not covered: the same patient at another hospital (see certificate.py), or in another state folder: a budget
+        belongs to one state folder, and a second site.toml over the same images has its own.
     """
 
     def __init__(self, config: SiteConfig, *, progress: Progress = silent, keep_ledger_open: bool = False) -> None:
@@ -103,17 +107,33 @@ class Site:
         secret = load_or_create_secret(self.config.state / "secret.key")
         return load_cohorts(self.config, image, secret, self._progress, strict=strict)
 
-    def join(self, plan: Plan, run_id: str, *, known_head: str = "") -> Joined:
+    def join(
+        self, plan: Plan, run_id: str, *, known_head: str = "", known_heads: Mapping[str, str] = MappingProxyType({})
+    ) -> Joined:
         """Checks the plan against the hospital's policy and reserves the whole run's cost.
+
+        Args:
+            plan: the run's plan.
+            run_id: the run.
+            known_head: the newest head of this hospital that the coordinator knows; "" where it knows none.
+            known_heads: or such heads of many hospitals, each under `protocol.head_tag`.
 
         Raises:
             PolicyError, BudgetError, LedgerError: the hospital does not take part; nothing private was read.
         """
         self.close()
         with self._ledger() as ledger:
-            ledger.check_not_rolled_back(known_head)
+            self._require_key(ledger)
+            public_key = keys.public_hex(self._key)
+            ledger.check_not_rolled_back(known_head or known_heads.get(protocol.head_tag(run_id, public_key), ""))
             self._reserve(ledger, plan, run_id)
-            joined = Joined(name=self.config.name, public_key=keys.public_hex(self._key), ledger_head=ledger.head())
+            head = ledger.head()
+            joined = Joined(
+                name=self.config.name,
+                public_key=public_key,
+                ledger_head=head,
+                signature=keys.sign(self._key, protocol.join_document(run_id=run_id, head=head)),
+            )
             if not plan.federation.is_pooled:
                 return joined
             member = self._masks(plan, run_id).member()
@@ -229,7 +249,7 @@ class Site:
 
         request = f"step-{step}"
         if self._keep_ledger_open and self._held is None:
-            self._held = Ledger.open(self.config.ledger_path, site=self.config.name)
+            self._held = self._open_ledger()
         answered = self._release(plan, run_id, request, receive)
         for older in self._run_folder(run_id).glob("step-*.safetensors"):
             if older.stem != request:
@@ -305,11 +325,23 @@ class Site:
             self._held.close()
             self._held = None
 
+    def check_head(self, head: str) -> None:
+        """Refuses when the ledger lacks a head that the coordinator has seen: before a request reads a patient.
+
+        Raises:
+            LedgerError: this ledger is an old copy or a fork.
+        """
+        with self._ledger() as ledger:
+            ledger.check_not_rolled_back(head)
+
+    def _open_ledger(self) -> Ledger:
+        return Ledger.open(self.config.ledger_path, site=self.config.name, witness=self.config.witness_path)
+
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:
         """The open ledger. Opening re-checks its whole chain: too long, in the end, for each of thousands of steps."""
         if self._held is None:
-            with Ledger.open(self.config.ledger_path, site=self.config.name) as ledger:
+            with self._open_ledger() as ledger:
                 yield ledger
             return
         try:
@@ -334,6 +366,7 @@ class Site:
         For a run that is charged already the ledger checks that the plan is still the same.
         """
         check_plan(plan, self.config.policy)
+        self._require_key(ledger)
         events = plan_events(plan)
         check_coalition(ledger.events(besides=run_id) + events, self.config.policy)
         ledger.reserve(
@@ -355,9 +388,11 @@ class Site:
             receive: checks the coordinator's arrays and gives the computation. Nothing of the plan is built before the
                 hospital's limits have passed, and nothing is spent on arrays that do not fit.
         """
-        stored = self._run_folder(run_id) / f"{request}.safetensors"
         with self._ledger() as ledger:
             self._reserve(ledger, plan, run_id)
+            stored = (
+                self._run_folder(run_id) / f"{request}.safetensors"
+            )  # after the ledger: a run tells that there is one
             known = ledger.state(run_id, request)
             if known == "committed":
                 return read_reply(stored, ledger.digest(run_id, request))
@@ -398,11 +433,20 @@ class Site:
         path.write_text(json.dumps({"stays_in_the_hospital": True, "classification": exact}, indent=2) + "\n")
         path.chmod(0o600)
 
+    def _require_key(self, ledger: Ledger) -> None:
+        """The key is made with a fresh ledger and never again: coordinators know this ledger by it."""
+        if not self.config.key_path.exists() and not ledger.is_fresh:
+            raise LedgerError(
+                f"{self.config.key_path} is gone and the ledger is not; restore the key from a backup, or make another "
+                "by ghostnet site ledger SITE.toml --adopt"
+            )
+        _ = self._key
+
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
         return keys.load_or_create_key(self.config.key_path)
 
     def _run_folder(self, run_id: str) -> Path:
-        folder = self.config.state / "runs" / run_id
+        folder = self.config.state / RUNS_NAME / run_id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -125,6 +125,18 @@ def prepare_jobs(
             present |= {source for source in _in_parallel(lambda path: _source_key(path, secret), others) if source}
         cache.forget(present=present, excluded=excluded)
     return final, from_cache
+
+
+def with_digests(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with the SHA-256 of their files; without one where a file cannot be read."""
+
+    def digested(job: Job) -> Job:
+        try:
+            return replace(job, digest=job.digest or file_digest(job.task.path))
+        except OSError:
+            return job
+
+    return _in_parallel(digested, jobs)
 
 
 def _store(

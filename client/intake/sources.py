@@ -18,7 +18,7 @@ from client.intake.arrays import array_rows
 from client.intake.boxes import Boxes, read_boxes
 from client.intake.cache import Entry
 from client.intake.dicomdir import Contents, read_contents
-from client.intake.files import Job, prepare_jobs
+from client.intake.files import Job, prepare_jobs, with_digests
 from client.intake.findings import check_rules, known_findings, plan_label
 from client.intake.folder import find_files, has_signature
 from client.intake.layouts import FINDINGS, ImageLine, Wanted, read_layout
@@ -71,7 +71,7 @@ def read_source(
     if config.data.kind == "npz":
         return array_rows(config, image, secret, progress, excluded=excluded, strict=strict)
     sorted_files = sort_files(config, image, secret, progress, excluded=excluded, limits=limits, strict=strict)
-    jobs, refused = sorted_files.jobs, sorted_files.refused
+    jobs, refused = with_digests(sorted_files.jobs), sorted_files.refused
     entries, from_cache = prepare_jobs(
         jobs,
         config.state / "cache",
@@ -254,6 +254,7 @@ def _rows(job: Job, entry: Entry | Code) -> list[Row]:
             planes=planes,
             label=job.label,
             patient=entry.patient,
+            source=job.digest or b"",
             record=entry.record,
             blanked=blanked,
             drawn=job.drawn,

@@ -32,6 +32,19 @@ class RunSpend:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """A person went on from this ledger although something was missing: spending before it may be missing too."""
+
+    time: str
+    reason: str
+    missing: tuple[str, ...]  # codes, in words in `chain.MISSING`
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**vars(self), "missing": list(self.missing)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LedgerAudit:
     """What `ghostnet audit ledger` prints; epsilon is per patient, adjacency add/remove one patient."""
 
@@ -45,6 +58,7 @@ class LedgerAudit:
     epsilon_rdp: float
     left: float | None  # of the last run's limit; None without a run
     countersigned: tuple[tuple[str, str], ...]  # (server's public key, head it has seen), oldest first
+    adoptions: tuple[Adopted, ...]  # where there is one, epsilon may be too low: nobody knows what was lost
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers, for JSON."""
@@ -53,7 +67,8 @@ class LedgerAudit:
             row = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(run).items()}
             rows.append({**row, "events": [event_to_dict(event) for event in run.events]})
         countersigned = [{"server": server, "head": head} for server, head in self.countersigned]
-        return {**vars(self), "runs": rows, "countersigned": countersigned}
+        adoptions = [adoption.to_dict() for adoption in self.adoptions]
+        return {**vars(self), "runs": rows, "countersigned": countersigned, "adoptions": adoptions}
 
 
 def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
@@ -82,6 +97,11 @@ def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
         epsilon_rdp=last.epsilon_rdp_after if last else 0.0,
         left=max(last.limit - last.epsilon_pld_after, 0.0) if last else None,
         countersigned=tuple((e.fields["server"], e.fields["head"]) for e in entries if e.kind == "countersign"),
+        adoptions=tuple(
+            Adopted(time=e.fields["time"], reason=e.fields["reason"], missing=tuple(e.fields["missing"]))
+            for e in entries
+            if e.kind == "adopt"
+        ),
     )
 
 

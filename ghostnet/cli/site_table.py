@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -24,13 +24,12 @@ _ADVICE = {
 }
 
 
-def intake_view(table: IntakeTable, *, site: Path, quarantine: Path) -> Group:
+def intake_view(table: IntakeTable, steps: Sequence[str]) -> Group:
     """The table as people read it.
 
     Args:
         table: what intake did. Every count is SENSITIVE: for the hospital's own screen.
-        site: the site.toml, for the commands that are proposed.
-        quarantine: the file that says which image has which code.
+        steps: what a person may want to do, most urgent first (`next_steps`).
     """
     parts = [_totals(table)]
     parts += [
@@ -47,12 +46,17 @@ def intake_view(table: IntakeTable, *, site: Path, quarantine: Path) -> Group:
         parts.append(_rules(table.label_rules))
     if table.quarantined:
         parts.append(_left_out(table.quarantined))
-    steps = [Text(f"- {step}") for step in next_steps(table, site=site, quarantine=quarantine)]
-    return Group(*parts, Text("Next", style="bold"), *steps)
+    return Group(*parts, Text("Next", style="bold"), *(Text(f"- {step}") for step in steps))
 
 
 def next_steps(table: IntakeTable, *, site: Path, quarantine: Path) -> list[str]:
-    """What a person may want to do after this intake, most urgent first."""
+    """What a person may want to do after this intake, most urgent first.
+
+    Args:
+        table: what intake did.
+        site: the site.toml, for the commands that are proposed.
+        quarantine: the file that says which image has which code.
+    """
     return list(_next_steps(table, site, quarantine))
 
 

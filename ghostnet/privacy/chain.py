@@ -9,8 +9,10 @@ and re-read an old one.
     begin        a request of that run starts to read patient data; from here it is spent
     commit       the request's released bytes are stored, under this digest
     countersign  a coordinator has signed an earlier head
+    adopt        a person goes on from this ledger although something of it was missing; earlier spending may be lost
 
-Entries hold public values only. The time is for people; no rule reads it.
+Entries hold public values only, and the reason that a person gave for an adoption. The time is for people; no rule
+reads it.
 """
 
 from __future__ import annotations
@@ -31,11 +33,26 @@ FORMAT = 1
 UNIT = "patient"
 ADJACENCY = "add/remove one patient"
 GENESIS = "0" * 64  # "previous" of the first entry
+MAX_REASON = 500  # characters
+
+MISSING: dict[str, str] = {
+    "ledger": "every entry: this ledger was started in place of one that is lost",
+    "entries": "entries that were seen after the newest one",
+    "fork": "the entries that were seen: this is another history, or another ledger",
+    "head": "ledger.head",
+    "witness": "the second witness",
+    "unwitnessed": "the witness of entries that were written without it",
+    "file": "the database file that the witness knows: this one was restored, copied or overwritten",
+    "key": "the signing key",
+    "coordinator": "an entry that a coordinator has seen",
+}
+"""What an adopted ledger lacked, by the code in its entry."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}")
 _SITE = re.compile(r"|[a-z0-9-]{1,32}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_REASON = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_REASON}}}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -88,6 +105,14 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_matches(_NAME), value)) and len(set(value)) == len(value)
 
 
+def _codes(value: Any) -> bool:
+    return _names(value) and len(value) > 0 and set(value) <= set(MISSING)
+
+
+def _hashes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_matches(_HASH), value)) and len(set(value)) == len(value)
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0
 
@@ -114,6 +139,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "begin": {"run": _matches(_NAME), "request": _matches(_NAME)},
     "commit": {"run": _matches(_NAME), "request": _matches(_NAME), "digest": _matches(_HASH)},
     "countersign": {"head": _matches(_HASH), "server": _matches(_HASH), "signature": _matches(_SIGNATURE)},
+    "adopt": {"reason": _matches(_REASON), "missing": _codes, "lost": _hashes},
 }
 
 
@@ -122,6 +148,8 @@ class Chain:
 
     def __init__(self) -> None:
         self.site = ""
+        self.identity = ""
+        self.lost: set[str] = set()  # heads that were seen of entries that an adoption has given up
         self.heads: list[str] = []  # hash of entry i + 1
         self.reservations: dict[str, Reservation] = {}
         self.requests: dict[tuple[str, str], str] = {}  # (run, request) -> digest, "" while begun
@@ -181,11 +209,13 @@ class Chain:
         """Takes in an entry that `check` or `draft` has just returned."""
         fields = entry.fields
         if entry.kind == "open":
-            self.site = fields["site"]
+            self.site, self.identity = fields["site"], fields["identity"]
         elif entry.kind == "reserve":
             self.reservations[fields["run"]] = _reservation(fields)
         elif entry.kind in ("begin", "commit"):
             self.requests[fields["run"], fields["request"]] = fields.get("digest", "")
+        elif entry.kind == "adopt":
+            self.lost.update(fields["lost"])
         self.heads.append(entry.hash)
         self._sequences[entry.hash] = entry.sequence
 
@@ -198,6 +228,8 @@ class Chain:
             self._check_begin(where, fields)
         elif kind == "commit" and self.requests.get((fields["run"], fields["request"])) != "":
             raise LedgerError(f"{where}: request {fields['request']} of run {fields['run']} is not begun and open")
+        elif kind == "adopt" and not self._sequences.keys().isdisjoint(fields["lost"]):
+            raise LedgerError(f"{where}: a head that it calls lost is in this ledger")
         elif kind == "countersign":
             if fields["head"] not in self:
                 raise LedgerError(f"{where}: the countersigned head {fields['head'][:16]} is not in this ledger")
