@@ -52,12 +52,13 @@ def check(
         table = check_site(config, load_plan(plan_file).image, progress)
     quarantine = config.state / "quarantine.csv"
     elsewhere, warnings = _elsewhere(config)
-    steps = [*warnings, *next_steps(table, site=site_file, quarantine=quarantine)]
     if as_json:
+        steps = [*warnings, *next_steps(table, site=site_file, quarantine=quarantine)]
         found = {"quarantine": str(quarantine), "prepared_elsewhere": elsewhere, "next": steps}
         results.print_json(data={**table.to_dict(), **found})
     else:
-        results.print(intake_view(table, steps), highlight=False)
+        view = intake_view(table, site=site_file, quarantine=quarantine, warnings=warnings)
+        results.print(view, highlight=False)
     if not table.train_images:
         raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
 

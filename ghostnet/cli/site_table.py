@@ -24,12 +24,14 @@ _ADVICE = {
 }
 
 
-def intake_view(table: IntakeTable, steps: Sequence[str]) -> Group:
+def intake_view(table: IntakeTable, *, site: Path, quarantine: Path, warnings: Sequence[str] = ()) -> Group:
     """The table as people read it.
 
     Args:
         table: what intake did. Every count is SENSITIVE: for the hospital's own screen.
-        steps: what a person may want to do, most urgent first (`next_steps`).
+        site: the site.toml, for the commands that are proposed.
+        quarantine: the file that says which image has which code.
+        warnings: said before what to do next.
     """
     parts = [_totals(table)]
     parts += [
@@ -46,17 +48,12 @@ def intake_view(table: IntakeTable, steps: Sequence[str]) -> Group:
         parts.append(_rules(table.label_rules))
     if table.quarantined:
         parts.append(_left_out(table.quarantined))
+    steps = [*warnings, *next_steps(table, site=site, quarantine=quarantine)]
     return Group(*parts, Text("Next", style="bold"), *(Text(f"- {step}") for step in steps))
 
 
 def next_steps(table: IntakeTable, *, site: Path, quarantine: Path) -> list[str]:
-    """What a person may want to do after this intake, most urgent first.
-
-    Args:
-        table: what intake did.
-        site: the site.toml, for the commands that are proposed.
-        quarantine: the file that says which image has which code.
-    """
+    """What a person may want to do after this intake, most urgent first."""
     return list(_next_steps(table, site, quarantine))
 
 
