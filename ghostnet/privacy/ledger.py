@@ -312,13 +312,14 @@ class Ledger:
             )
         found = tuple(faults(seen, self._chain, is_writer=True))
         require(found, adoption, seen)
-        if len(self._chain) == 0:
+        is_new = len(self._chain) == 0
+        if is_new:
             identity = secrets.token_hex(32)
             fields = {"format": FORMAT, "identity": identity, "site": site, "unit": UNIT, "adjacency": ADJACENCY}
             self._append("open", fields, is_witnessed=adoption is None)
         if adoption is not None:
             self._append("adopt", adopt_fields(adoption, found, seen, self._chain))
-        elif is_behind(seen, self._chain):
+        elif not is_new and is_behind(seen, self._chain):
             self._bear_witness()  # a crash came between the newest entry and its witnesses
 
     def _append(self, kind: str, fields: Mapping[str, Any], *, is_witnessed: bool = True) -> None:

@@ -27,8 +27,10 @@ from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import GaussianRelease, epsilon_pld, epsilon_rdp
 from ghostnet.privacy.chain import Chain
 from ghostnet.privacy.ledger import Ledger, verify_ledger
+from ghostnet.privacy.ledger_faults import Adoption
 from ghostnet.privacy.ledger_storage import replay
-from tests.privacy.ledgers import DELTA, EVENTS, WARM, busy_ledger, digest, execute, forge, reserve, rows
+from ghostnet.privacy.ledger_witness import default_witness
+from tests.privacy.ledgers import DELTA, EVENTS, WARM, bear_witness, busy_ledger, digest, execute, forge, reserve, rows
 from tests.work import calls_of
 
 # The children use nothing but the ledger; Python 3.12 warns about any fork beside other threads.
@@ -197,7 +199,8 @@ def test_there_is_no_way_to_get_budget_back() -> None:
     public = {name for name in vars(Ledger) if not name.startswith("_")}
     charging = {"reserve", "begin", "commit", "countersign"}
     reading = {"open", "close", "state", "digest", "head", "entries", "events", "spent", "check_not_rolled_back"}
-    assert public == charging | reading
+    # `adopt` goes on from what is there and says so in the chain for good (test_ledger_adoption.py).
+    assert public == charging | reading | {"is_fresh", "adopt"}
 
 
 def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
@@ -208,8 +211,12 @@ def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
         "begin": {"run", "request"},
         "commit": {"run", "request", "digest"},
         "countersign": {"head", "server", "signature"},
+        "adopt": {"reason", "missing", "lost"},
     }
-    entries = verify_ledger(busy_ledger(tmp_path))
+    path = busy_ledger(tmp_path)
+    default_witness(path).unlink()
+    Ledger.adopt(path, Adoption(reason="the disk of the witness is gone"), site="north").close()
+    entries = verify_ledger(path)
     assert {entry.kind for entry in entries} == set(allowed)
     for entry in entries:
         assert set(entry.fields) == frame | allowed[entry.kind]
@@ -520,6 +527,7 @@ def test_an_old_copy_with_its_witness_is_noticed_by_the_head_that_the_server_kno
     (tmp_path / "now").mkdir()
     path = busy_ledger(tmp_path / "now")
     shutil.copytree(path.parent, tmp_path / "backup")
+    bear_witness(tmp_path / "backup" / "ledger.sqlite")  # as if nothing on this machine remembered
     with Ledger.open(path) as ledger:
         reserve(ledger, "run-3", events=(WARM,))
         known = ledger.head()
@@ -533,7 +541,11 @@ def test_an_old_copy_with_its_witness_is_noticed_by_the_head_that_the_server_kno
             ledger.check_not_rolled_back(known)
     with pytest.raises(LedgerError, match="old copy or a fork"):
         verify_ledger(restored, known_heads=[known])
-    with Ledger.open(tmp_path / "fresh.sqlite") as ledger, pytest.raises(LedgerError, match="old copy or a fork"):
+    (tmp_path / "fresh").mkdir()
+    with (
+        Ledger.open(tmp_path / "fresh" / "ledger.sqlite") as ledger,
+        pytest.raises(LedgerError, match="old copy or a fork"),
+    ):
         ledger.check_not_rolled_back(known)
 
 
@@ -541,6 +553,7 @@ def test_two_copies_that_run_on_are_noticed_as_a_fork(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     busy_ledger(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
+    bear_witness(tmp_path / "b" / "ledger.sqlite")  # as if nothing on this machine remembered
     heads = {}
     for name in ("a", "b"):
         with Ledger.open(tmp_path / name / "ledger.sqlite") as ledger:
