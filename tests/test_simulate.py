@@ -17,6 +17,7 @@ import pytest
 from ghostnet.privacy.certificate import verify_sampler
 from ghostnet.privacy.ledger import Ledger, verify_ledger
 from tests.plans import tiny_plan_text, write_striped_npz
+from tests.privacy.ledgers import reserve
 
 
 def ghostnet(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -91,7 +92,8 @@ def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_
     assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
     assert ghostnet("site", "key", site).stdout == first
     (tmp_path / "state" / "site.key").unlink()
-    (tmp_path / "state" / "ledger.sqlite").touch()
+    with Ledger.open(tmp_path / "state" / "ledger.sqlite") as ledger:  # in use: coordinators know it by that key
+        reserve(ledger)
     assert "restore the key" in ghostnet("site", "key", site, check=False).stderr
 
 
