@@ -685,7 +685,8 @@ def test_the_audit_tells_what_was_spent_on_what(tmp_path: Path) -> None:
 def test_verifying_twice_as_many_entries_is_twice_the_work(tmp_path: Path) -> None:
     work = {}
     for requests in (500, 1000):
-        path = long_ledger(tmp_path / f"{requests}.sqlite", requests)
+        (tmp_path / f"{requests}").mkdir()
+        path = long_ledger(tmp_path / f"{requests}" / "ledger.sqlite", requests)
         assert len(verify_ledger(path)) == 2 * requests + 2
         work[requests] = calls_of(partial(verify_ledger, path))
     assert work[1000] < 2.1 * work[500]
