@@ -55,7 +55,9 @@ def ledger(
     else:
         results.print(_view(report), highlight=False)
     if report["state"] == REFUSED:
-        raise LedgerError(report["why"][0])
+        raise LedgerError(
+            f"{report['why'][0]}. To go on without: --adopt --reason, if every entry that is there is whole"
+        )
 
 
 def _adopt(config: SiteConfig, reason: str, lost: tuple[str, ...]) -> None:
