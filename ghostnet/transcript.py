@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def has_transcript(plan: Plan) -> bool:
     return plan.warm_start.noise_multiplier > 0 or not plan.federation.is_pooled
 
 
+@lru_cache(maxsize=4)
 def averaged_names(plan: Plan) -> frozenset[str]:
     """Weights of the plan's generator that are no parameters: its networks' running statistics."""
     with torch.device("meta"):  # names alone: costs no memory, whatever sizes the plan claims

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import client
 from client.requests import Publication
-from ghostnet import protocol, transcript, warm_start
+from ghostnet import transcript, warm_start
 from ghostnet.combining import combine
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan

@@ -224,7 +224,7 @@ def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
     require(path.stat().st_size <= _MOST_BYTES, f"{path} has more than {_MOST_BYTES} bytes")
     data = path.read_bytes()
     certificate = json_object(data, str(path))
-    require(certificate.get("format") == FORMAT, f"{path} is not a {FORMAT}")
+    require(certificate.get("format") == FORMAT, f"{path}: its format is not {FORMAT!r}, which this version reads")
     found.append(certificate)
     require(certificate_bytes(certificate) == data, f"{path} is not in the byte form that was signed")
     return FORMAT
@@ -251,7 +251,7 @@ def _server_signature(certificate: Mapping[str, Any]) -> str:
     document = {key: value for key, value in certificate.items() if key != "signature"}
     public = certificate["server_public_key"]
     holds = keys.verify(public, document, certificate["signature"])
-    require(holds, "the signature does not hold: something was changed")
+    require(holds, "the signature is not that of server_public_key: something was changed")
     return f"by key {public}"
 
 

@@ -118,8 +118,9 @@ def _signature(statement: SiteStatement, plan: Plan) -> str:
 
 
 def _plan(statement: SiteStatement, certificate: Mapping[str, Any], plan: Plan) -> str:
-    for name in ("run_id", "plan_hash", "delta"):
-        require(same(statement[name], certificate[name]), f"its {name} is not the certificate's")
+    expected = {"run_id": certificate["run_id"], "plan_hash": plan.hash(), "delta": plan.privacy.delta}
+    for name, value in expected.items():
+        require(same(statement[name], value), f"its {name} is not the certificate's")
     if "released" in statement:
         require(same(statement["released"], certificate["released"]), "its released is not the certificate's")
     if plan.warm_start.public:

@@ -338,7 +338,9 @@ def test_a_statement_lists_what_was_answered_and_what_all_runs_cost(site_file: P
             else:
                 answer = site.train(plan, run_id, int(request[-1]), generator, mean)
             digests[request] = arrays_sha256(answer)
-        counts, statement = site.finish(plan, run_id, generator, _classifier(plan), publication(plan, run_id, generator))
+        counts, statement = site.finish(
+            plan, run_id, generator, _classifier(plan), publication(plan, run_id, generator)
+        )
         digests["finish"] = arrays_sha256(counts)
         assert {entry["request"]: entry["digest"] for entry in statement["answered"]} == digests
         statements.append(statement)
