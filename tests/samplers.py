@@ -144,6 +144,12 @@ def publication(plan: Plan, run_id: str, generator: Arrays, *, prior: tuple[floa
     return Publication(files=files, public_images_sha256=PUBLIC_SHA256 if plan.warm_start.public else "")
 
 
+def keys_of(sites: Path) -> dict[str, str]:
+    """Public keys of the hospitals whose folders are in `sites`, as each would give its own."""
+    files = sorted(sites.glob("*/site.key"))
+    return {file.parent.name: keys.public_hex(keys.load_or_create_key(file)) for file in files}
+
+
 def with_federation(plan: Plan, **changes: Any) -> Plan:
     """The plan with another [federation]."""
     return replace(plan, federation=replace(plan.federation, **changes))
