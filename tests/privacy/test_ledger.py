@@ -222,7 +222,19 @@ def test_a_runs_requests_are_told_in_order_with_the_digests_of_their_answers(pat
 def test_there_is_no_way_to_get_budget_back() -> None:
     public = {name for name in vars(Ledger) if not name.startswith("_")}
     charging = {"reserve", "begin", "commit", "publish", "countersign"}
-    reading = {"published", "requests", "open", "close", "state", "digest", "head", "entries", "events", "spent", "check_not_rolled_back"}
+    reading = {
+        "published",
+        "requests",
+        "open",
+        "close",
+        "state",
+        "digest",
+        "head",
+        "entries",
+        "events",
+        "spent",
+        "check_not_rolled_back",
+    }
     assert public == charging | reading
 
 
