@@ -44,7 +44,7 @@ def test_a_site_of_pictures_is_checked_and_trained_on(tmp_path: Path) -> None:
     assert (table["taken"], table["patients"]) == (36, 24)
     assert table["labels"] == {"plain": 12, "striped": 24}
     ghostnet("simulate", tmp_path / "plan.toml", "--site", site, "--out", tmp_path / "run")
-    known = {"north": keys.public_hex(keys.load_or_create_key(site.parent / "site.key"))}
+    known = {"north": keys.public_hex(keys.load_or_create_key(site.parent / "state" / "site.key"))}
     assert all(check.passed for check in verify_sampler(tmp_path / "run" / "sampler", trusted_keys=known))
     kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert kept
