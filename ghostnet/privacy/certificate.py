@@ -31,6 +31,7 @@ from ghostnet.privacy.statement import SiteStatement, mechanism, plan_epsilons, 
 from ghostnet.privacy.statement_checks import (
     check_all_statements,
     check_pooled_hospitals,
+    is_signed,
     not_understated,
     require,
     same,
@@ -243,6 +244,10 @@ def _keys(certificate: Mapping[str, Any], trusted_keys: Mapping[str, str] | None
     unknown, silent = sorted(signed.keys() - known.keys()), sorted(known.keys() - signed.keys())
     require(not unknown, f"signed by {', '.join(unknown)}, of whom no key is given")
     require(not silent, f"not signed by {', '.join(silent)}, of whom a key is given")
+    unsigned = sorted(s["site"] for s in certificate["statements"] if not is_signed(s))
+    require(
+        not unsigned, f"what {', '.join(unsigned)} signed was changed: the known key is there, its signature is not"
+    )
     rest = "not among those given" if coordinator is None else "the known one too"
     return f"signed by {', '.join(sorted(signed))}, with the keys that were given; the coordinator's is {rest}"
 

@@ -107,13 +107,17 @@ def not_understated(name: str, claimed: object, recomputed: float) -> None:
     require(isinstance(claimed, float) and claimed >= recomputed, problem)
 
 
-def _signature(statement: SiteStatement, plan: Plan) -> str:
+def is_signed(statement: SiteStatement) -> bool:
+    """Whether the signature is that of the public key that the statement names."""
     document = {key: value for key, value in statement.items() if key != "signature"}
+    return keys.verify(statement["public_key"], document, statement["signature"])
+
+
+def _signature(statement: SiteStatement, plan: Plan) -> str:
     wrong = set(statement) ^ statement_keys(plan)
     require(not wrong, f"unknown or missing: {', '.join(sorted(wrong))}")
     require(statement["format"] == FORMAT, f"format is not {FORMAT}")
-    holds = keys.verify(statement["public_key"], document, statement["signature"])
-    require(holds, f"the signature is not that of key {statement['public_key']}: something was changed")
+    require(is_signed(statement), f"the signature is not that of key {statement['public_key']}: something was changed")
     return f"by key {statement['public_key']}"
 
 

@@ -119,6 +119,13 @@ def test_without_keys_the_first_check_says_unknown_keys_and_nothing_else_fails(f
     assert all(TRUSTED[site] in checks[0].detail for site in SITES)
 
 
+def test_known_keys_over_something_else_than_they_signed_are_no_signature(folder: Path) -> None:
+    rewrite(folder, lambda c: c["statements"][1].update(spent=["round-1"]), signer=SERVER)
+    first = verify_sampler(folder, trusted_keys=TRUSTED)[0]
+    assert (first.name, first.passed) == ("keys", False)
+    assert "what south signed was changed" in first.detail
+
+
 def test_the_certificate_holds_what_the_contract_names(folder: Path) -> None:
     certificate = json.loads((folder / "certificate.json").read_text())
     promised = claim(plan())
