@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, load_site
+from client.requests import Publication
 from client.site import Site
 from ghostnet import protocol
 from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError, SpentError
@@ -29,6 +30,7 @@ from ghostnet.progress import Progress, silent
 from ghostnet.secure_sum import MOST_CHARACTERS
 
 MAX_PLAN_CHARACTERS = 100_000
+MAX_FILES_CHARACTERS = 2_000
 REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -107,12 +109,12 @@ def _step(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
 
 
 def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    files = json.loads(_text(message, protocol.FILES, limit=MAX_FILES_CHARACTERS))
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise FederationError("the files to sign are not a JSON object of digests by name")
+    publication = Publication(files=files, public_images_sha256=_text(message, protocol.PUBLIC_IMAGES, limit=64))
     counts, statement = site.finish(
-        plan,
-        run_id,
-        _arrays(message, protocol.ARRAYS),
-        _arrays(message, protocol.PUBLIC),
-        _text(message, "weights-sha256", limit=64),
+        plan, run_id, _arrays(message, protocol.ARRAYS), _arrays(message, protocol.PUBLIC), publication
     )
     return _with_head(site, {protocol.ARRAYS: _record(counts)}, statement=json.dumps(statement))
 

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -26,27 +25,34 @@ from client.config import SiteConfig
 from client.masking import RunMasks
 from client.policy import check_coalition, check_plan
 from client.replies import read_reply, write_reply
-from client.requests import public_stream, received_classifier, received_mean, run_requests
+from client.requests import (
+    Publication,
+    check_publication,
+    public_stream,
+    received_classifier,
+    received_mean,
+)
 from client.secrets import load_or_create_secret
 from ghostnet import pooled, protocol, warm_start
 from ghostnet.cohort import Cohort
-from ghostnet.errors import DataError, LedgerError, SpentError
+from ghostnet.errors import LedgerError, SpentError
 from ghostnet.local_state import LocalState
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
+from ghostnet.privacy.answers import run_requests
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.ledger import Ledger
 from ghostnet.privacy.ledger_faults import RUNS_NAME
 from ghostnet.privacy.noise import SystemEntropy
-from ghostnet.privacy.statement import site_statement
+from ghostnet.privacy.software import installed_software
+from ghostnet.privacy.statement import Lifetime, plan_epsilons, site_statement
 from ghostnet.progress import Progress, silent
 from ghostnet.training import train_round
 from ghostnet.utility import classification
-from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
+from ghostnet.weights import Arrays, join_pair, load_arrays, split_pair
 
 Answer = Callable[[], Arrays]
-SIGNED = "signed_weights"  # beside a stored last answer: the digest that its statement is about; it is not sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ class Site:
         self._entropy = SystemEntropy()
         self._loaded: tuple[ImageSpec, Cohorts] | None = None
         self._held: Ledger | None = None
+        self._software = installed_software(Path(__file__).resolve().parent)  # as this process has loaded it
 
     def prepare(self, image: ImageSpec) -> Cohorts:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
@@ -257,7 +264,7 @@ class Site:
         return answered
 
     def finish(
-        self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, weights_sha256: str
+        self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, publication: Publication
     ) -> tuple[Arrays, dict[str, object]]:
         """Noised utility counts on the test patients, and the hospital's signed statement for the certificate.
 
@@ -265,8 +272,10 @@ class Site:
             plan: the run's plan.
             run_id: the run that `join` reserved.
             generator: final weights, to be published.
-            public: a classifier trained on synthetic images ("classifier.*") and its score edges.
-            weights_sha256: digest of the generator's weights as the coordinator will publish them.
+            public: a classifier trained on synthetic images ("classifier.*") and its score edges; the released mean
+                where its class shares are the sampler's.
+            publication: digests of the sampler's files as the coordinator will publish them. The first that fits is
+                written into the ledger before anything else, and this run is never signed for another.
 
         Returns:
             ({"noised_counts": float32 (cells,)} or {}, the statement).
@@ -275,14 +284,15 @@ class Site:
             Unit: patient, add/remove one. Sensitivity: 1 (a patient's images share one count).
             Charged as `utility` in `plan_events`.
         """
-        if arrays_sha256(generator) != weights_sha256:
-            raise DataError("the digest to sign is not that of the generator received; send matching weights")
-        bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
         def receive() -> Answer:
+            plan_epsilons(plan)  # finite, or there will be nothing to sign
             load_arrays(build_generator(plan), generator)
+            released = {name: public[name] for name in (protocol.RELEASED_MEAN,) if name in public}
+            mean = received_mean(plan, released) if plan.image.released_prior else None
+            check_publication(publication, plan, run_id, generator, mean)
             if plan.utility.noise_multiplier == 0:
-                return lambda: dict(bound)
+                return dict
             model, edges = received_classifier(plan, public)
             return lambda: answer(model, edges)
 
@@ -295,15 +305,14 @@ class Site:
                 counts, norm_bound=1.0, noise_multiplier=plan.utility.noise_multiplier, entropy=self._entropy
             )
             self._write_own_report(plan, run_id, model, test)
-            return {protocol.NOISED_COUNTS: noised.numpy(), **bound}
+            return {protocol.NOISED_COUNTS: noised.numpy()}
 
+        self._settle(plan, run_id, publication, receive)
         try:
             released = self._release(plan, run_id, "finish", receive)
         except SpentError:
-            released = dict(bound)  # the counts died with an earlier attempt; the statement reads no patient
-        if not np.array_equal(released.pop(SIGNED), bound[SIGNED]):
-            raise LedgerError("this run's statement was signed for other weights; a run publishes one sampler")
-        statement = self._statement(plan, run_id, weights_sha256)
+            released = {}  # the counts died with an earlier attempt; the statement reads no patient
+        statement = self._statement(plan, run_id, publication)
         self.close()
         return released, statement
 
@@ -406,21 +415,47 @@ class Site:
             ledger.commit(run_id, request, write_reply(stored, arrays))
         return arrays
 
-    def _statement(self, plan: Plan, run_id: str, weights_sha256: str) -> dict[str, object]:
+    def _settle(self, plan: Plan, run_id: str, publication: Publication, receive: Callable[[], Answer]) -> None:
+        """Writes into the ledger which sampler the run publishes, once everything received fits; later only that one.
+
+        Raises:
+            LedgerError: the run has settled on other files.
+        """
+        with self._ledger() as ledger:
+            self._reserve(ledger, plan, run_id)
+            if not ledger.published(run_id):
+                receive()
+                ledger.publish(run_id, publication.sha256())
+            elif ledger.published(run_id) != publication.sha256():
+                raise LedgerError("this run's statement was signed for other files; a run publishes one sampler")
+
+    def _statement(self, plan: Plan, run_id: str, publication: Publication) -> dict[str, object]:
         masked_with: dict[str, str] = {}
         if plan.federation.is_pooled:
             masks = self._masks(plan, run_id)
             masked_with = masks.words()
             masks.forget_key()
-        return site_statement(
-            site=self.config.name,
-            run_id=run_id,
-            plan=plan,
-            weights_sha256=weights_sha256,
-            ledger_head=self.ledger_head(),
-            key=self._key,
-            masked_with=masked_with,
-        )
+        policy = self.config.policy
+        with self._ledger() as ledger:
+            spent = ledger.spent(policy.delta)
+            return site_statement(
+                site=self.config.name,
+                run_id=run_id,
+                plan=plan,
+                files=publication.files,
+                requests=ledger.requests(run_id),
+                lifetime=Lifetime(
+                    epsilon_pld=spent.epsilon_pld,
+                    epsilon_rdp=spent.epsilon_rdp,
+                    max_epsilon=policy.max_epsilon,
+                    delta=policy.delta,
+                ),
+                software=self._software,
+                ledger_head=ledger.head(),
+                key=self._key,
+                public_images_sha256=publication.public_images_sha256,
+                masked_with=masked_with,
+            )
 
     def _write_own_report(self, plan: Plan, run_id: str, model: torch.nn.Module, test: Cohort) -> None:
         """Exact figures, for the hospital's own eyes: they never leave its folder, nor does whether there are any."""

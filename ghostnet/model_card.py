@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ghostnet.plan import Plan
 
 _CARD = """\
@@ -41,25 +39,22 @@ testing on real images; the run's report does so for classification.
 """
 
 
-def model_card(plan: Plan, weights_sha256: str, facts: Mapping[str, str]) -> str:
-    """The card as Markdown.
+def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) -> str:
+    """The card as Markdown; nothing but these arguments decides it.
 
     Args:
         plan: what was trained.
+        label_prior: PUBLIC share of each class that the sampler draws.
         weights_sha256: of model.safetensors.
-        facts: further rows of the table, name -> text.
     """
     image = plan.image
     masks = f", with {image.mask_channels} mask(s)" if image.mask_channels else ""
     rows = {
         "images": f"{image.size} x {image.size} pixels, {image.channels} channel(s), range {image.range}{masks}",
-        "classes": ", ".join(
-            f"{name} ({share:.0%})" for name, share in zip(image.labels, image.label_prior, strict=True)
-        ),
+        "classes": ", ".join(f"{name} ({share:.0%})" for name, share in zip(image.labels, label_prior, strict=True)),
         "network": f"{plan.model.architecture}, width {plan.model.generator_width}, latent {plan.model.latent}",
         "plan (SHA-256)": f"`{plan.hash()}`",
         "weights (SHA-256)": f"`{weights_sha256}`",
-        **facts,
     }
     table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())
     return _CARD.format(

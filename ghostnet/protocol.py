@@ -16,11 +16,13 @@ JOIN = "query.join"  # the plan, ledger heads seen -> the hospital reserves the 
 WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
 TRAIN = "train"  # weights, released mean -> weights after local DP-SGD; the discriminator's too where it is shared
 STEP = "query.step"  # pooled: discriminator weights, step, roster -> one masked sum over the patients
-FINISH = "query.finish"  # final generator, classifier -> noised counts and the hospital's signed statement
+FINISH = "query.finish"  # final generator, classifier, digests of the sampler's files -> noised counts and a statement
 
 ARRAYS = "arrays"  # the values released, or the model to start from
 PUBLIC = "public"  # further public arrays that a request carries
 CONFIG = "config"
+FILES = "files"  # in a finish request's config: SHA-256 of every file of the sampler, as a JSON object
+PUBLIC_IMAGES = "public-images-sha256"  # in a finish request's config: "" where the generator started from none
 METRICS = "metrics"  # one constant: Flower's averaging wants a weight, and a true one would tell the cohort's size
 WEIGHT = "weight"
 

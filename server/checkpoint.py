@@ -32,6 +32,9 @@ from server.conversation import Hospital, Known, Timing
 RELEASED = "released"
 """Name under which the warm start's release is saved."""
 
+TRANSCRIPT = "transcript"
+"""Name under which the hospitals' last answers are saved, as they are published (`ghostnet.transcript`)."""
+
 _ROUND, _NUMBER = "round", "rounds_done"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 
@@ -92,6 +95,16 @@ class Checkpoint:
     def released(self) -> Arrays:
         """What the hospitals released in the warm start, as it is sent on; empty without one."""
         return self.arrays.get(RELEASED, {})
+
+    @property
+    def transcript(self) -> Arrays:
+        """The hospitals' last answers, as they are published; empty where none can be."""
+        return self.arrays.get(TRANSCRIPT, {})
+
+    @property
+    def staged(self) -> Path:
+        """The sampler's folder before it is published; hospitals sign its files for good, so it outlives an attempt."""
+        return self.out / "server" / "sampler"
 
     @property
     def released_mean(self) -> torch.Tensor | None:

@@ -235,6 +235,27 @@ class Conversation:
             values["head-signature"] = keys.sign(self._key, document)
         return values
 
+    def fitting(
+        self, replies: Iterable[Message], expected: Arrays, refused: list[str] | None = None
+    ) -> dict[str, Arrays]:
+        """The answers whose arrays are `expected`'s in name, shape and type, and finite; by hospital, in their order.
+
+        The others are logged, and why they do not fit is appended to `refused`.
+        """
+        answers: dict[str, Arrays] = {}
+        for reply in replies:
+            name = self.hospitals[reply.metadata.src_node_id].name
+            try:
+                arrays = read_arrays(reply)
+                check_arrays(arrays, expected)
+            except FederationError as error:
+                log(WARNING, "the answer of %s is left out: %s", name, error)
+                if refused is not None:
+                    refused.append(f"{name}: {error}")
+                continue
+            answers[name] = arrays
+        return dict(sorted(answers.items()))
+
     def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
         """Refuses to go on with fewer hospitals than the plan asks for.
 
@@ -265,22 +286,6 @@ def read_arrays(reply: Message) -> Arrays:
     """The values that a reply released, or nothing; the checks are the caller's."""
     record = reply.content.array_records.get(protocol.ARRAYS)
     return {} if record is None else from_record(record)
-
-
-def sum_replies(replies: Iterable[Message], name: str, expected: Arrays) -> tuple[np.ndarray, int]:
-    """Sum, in float64, of array `name` over the replies that carry exactly `expected`'s shape; and their number."""
-    total = np.zeros(expected[name].shape, dtype=np.float64)
-    count = 0
-    for reply in replies:
-        try:
-            arrays = read_arrays(reply)
-            check_arrays(arrays, expected)
-        except FederationError as error:
-            log(WARNING, "a reply is left out of the sum: %s", error)
-            continue
-        total += arrays[name]
-        count += 1
-    return total, count
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:

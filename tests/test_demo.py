@@ -13,6 +13,7 @@ from ghostnet.cli.demo_data import planted_values, write_hospitals
 from ghostnet.plan import parse_plan
 from ghostnet.privacy.certificate import verify_sampler
 from tests.plans import tiny_plan_text
+from tests.samplers import keys_of
 from tests.test_simulate import ghostnet
 
 
@@ -75,7 +76,9 @@ def test_one_bad_file_is_quarantined_and_the_rest_goes_on(hospitals: Path, run_f
         table = json.loads((site / "intake.json").read_text())
         assert sum(table["quarantined"].values()) == 1
         assert table["taken"] == table["found"] - 1
-    assert all(check.passed for check in verify_sampler(run_folder / "sampler"))
+    known = keys_of(hospitals / "sites")
+    assert len(known) == 3
+    assert all(check.passed for check in verify_sampler(run_folder / "sampler", trusted_keys=known))
 
 
 def test_each_hospital_keeps_its_own_ledger_and_gets_a_copy_in_the_run(hospitals: Path, run_folder: Path) -> None:

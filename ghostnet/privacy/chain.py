@@ -8,6 +8,7 @@ and re-read an old one.
     reserve      a run's whole cost, charged before its first private read
     begin        a request of that run starts to read patient data; from here it is spent
     commit       the request's released bytes are stored, under this digest
+    publish      the files of the one sampler that the run publishes, under this digest of their digests
     countersign  a coordinator has signed an earlier head
     adopt        a person goes on from this ledger although something of it was missing; earlier spending may be lost
 
@@ -138,6 +139,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "begin": {"run": _matches(_NAME), "request": _matches(_NAME)},
     "commit": {"run": _matches(_NAME), "request": _matches(_NAME), "digest": _matches(_HASH)},
+    "publish": {"run": _matches(_NAME), "digest": _matches(_HASH)},
     "countersign": {"head": _matches(_HASH), "server": _matches(_HASH), "signature": _matches(_SIGNATURE)},
     "adopt": {"reason": _matches(_REASON), "missing": _codes, "lost": _hashes},
 }
@@ -153,6 +155,7 @@ class Chain:
         self.heads: list[str] = []  # hash of entry i + 1
         self.reservations: dict[str, Reservation] = {}
         self.requests: dict[tuple[str, str], str] = {}  # (run, request) -> digest, "" while begun
+        self.published: dict[str, str] = {}  # run -> digest of the sampler's files
         self._sequences: dict[str, int] = {}
 
     @property
@@ -214,6 +217,8 @@ class Chain:
             self.reservations[fields["run"]] = _reservation(fields)
         elif entry.kind in ("begin", "commit"):
             self.requests[fields["run"], fields["request"]] = fields.get("digest", "")
+        elif entry.kind == "publish":
+            self.published[fields["run"]] = fields["digest"]
         elif entry.kind == "adopt":
             self.lost.update(fields["lost"])
         self.heads.append(entry.hash)
@@ -228,6 +233,8 @@ class Chain:
             self._check_begin(where, fields)
         elif kind == "commit" and self.requests.get((fields["run"], fields["request"])) != "":
             raise LedgerError(f"{where}: request {fields['request']} of run {fields['run']} is not begun and open")
+        elif kind == "publish":
+            self._check_publish(where, fields["run"])
         elif kind == "adopt" and not self._sequences.keys().isdisjoint(fields["lost"]):
             raise LedgerError(f"{where}: a head that it calls lost is in this ledger")
         elif kind == "countersign":
@@ -248,6 +255,12 @@ class Chain:
             raise LedgerError(f"{where}: its events are not in their one written form")
         if not reservation.epsilon_pld <= reservation.epsilon:
             raise LedgerError(f"{where}: charged past its limit, {reservation.epsilon_pld} > {reservation.epsilon}")
+
+    def _check_publish(self, where: str, run: str) -> None:
+        if run not in self.reservations:
+            raise LedgerError(f"{where}: run {run} is not reserved; it has nothing to publish")
+        if run in self.published:
+            raise LedgerError(f"{where}: the sampler of run {run} is settled already; a run publishes one")
 
     def _check_begin(self, where: str, fields: Mapping[str, Any]) -> None:
         run, request = fields["run"], fields["request"]

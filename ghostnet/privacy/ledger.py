@@ -217,6 +217,25 @@ class Ledger:
         with self._usable():
             self._append("commit", {"run": run_id, "request": request, "digest": digest})
 
+    def publish(self, run_id: str, digest: str) -> None:
+        """Settles, on the disk, which sampler a run publishes; `digest` stands for the digests of its files.
+
+        Raises:
+            LedgerError: the run is not reserved, or has settled on a sampler already.
+        """
+        with self._usable():
+            self._append("publish", {"run": run_id, "digest": digest})
+
+    def published(self, run_id: str) -> str:
+        """The digest that `publish` settled for this run; "" before."""
+        with self._usable():
+            return self._chain.published.get(run_id, "")
+
+    def requests(self, run_id: str) -> dict[str, str]:
+        """The run's requests as they began, each with the digest of its answer; "" for one that is spent without."""
+        with self._usable():
+            return {request: digest for (run, request), digest in self._chain.requests.items() if run == run_id}
+
     def state(self, run_id: str, request: str) -> State:
         """Whether a request may begin ("new"), is spent without an answer ("begun"), or has one ("committed")."""
         with self._usable():

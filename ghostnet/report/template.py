@@ -202,10 +202,9 @@ PAGE = """<!doctype html>
 
 <section id="verify">
   <h2>Check it yourself</h2>
-  <p class="note">Needs no network and no trust in whoever gave you the files: hashes, every hospital’s signature,
-    and epsilon
-  recomputed from the listed mechanisms.</p>
-<pre>ghostnet verify {{ sampler_path }}</pre>
+  <p class="note">Needs no network: every file, every hospital’s signature, what each answered, and epsilon recomputed
+    from that. Get each hospital’s key from the hospital itself; without the keys, anyone could have made the files.</p>
+<pre>ghostnet verify {{ sampler_path }}{% for site in sites %} --key {{ site.name }}=KEY{% endfor %}</pre>
   <p class="note">The certificate is <code>sampler/certificate.json</code>; these facts as data are
     <code>report.json</code>.</p>
 </section>

@@ -195,12 +195,38 @@ def test_names_that_could_carry_text_are_refused(path: Path, name: Any) -> None:
             ledger.begin("run-1", name)
 
 
+def test_a_run_settles_on_one_sampler_to_publish(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        with pytest.raises(LedgerError, match="is not reserved; it has nothing to publish"):
+            ledger.publish("run-1", "a" * 64)
+    with Ledger.open(path) as ledger:
+        reserve(ledger)
+        assert ledger.published("run-1") == ""
+        ledger.publish("run-1", "a" * 64)
+        assert ledger.published("run-1") == "a" * 64
+    with Ledger.open(path) as ledger:
+        assert ledger.published("run-1") == "a" * 64
+        with pytest.raises(LedgerError, match="settled already; a run publishes one"):
+            ledger.publish("run-1", "b" * 64)
+    assert [entry.kind for entry in verify_ledger(path)].count("publish") == 1
+
+
+def test_a_runs_requests_are_told_in_order_with_the_digests_of_their_answers(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        reserve(ledger)
+        for request in ("warm", "round-1"):
+            ledger.begin("run-1", request)
+        ledger.commit("run-1", "warm", "c" * 64)
+        assert list(ledger.requests("run-1").items()) == [("warm", "c" * 64), ("round-1", "")]
+        assert ledger.requests("run-2") == {}
+
+
 def test_there_is_no_way_to_get_budget_back() -> None:
     public = {name for name in vars(Ledger) if not name.startswith("_")}
-    charging = {"reserve", "begin", "commit", "countersign"}
-    reading = {"open", "close", "state", "digest", "head", "entries", "events", "spent", "check_not_rolled_back"}
+    charging = {"reserve", "begin", "commit", "publish", "countersign"}
+    telling = {"is_fresh", "state", "digest", "published", "requests", "head", "entries", "events", "spent"}
     # `adopt` goes on from what is there and says so in the chain for good (test_ledger_adoption.py).
-    assert public == charging | reading | {"is_fresh", "adopt"}
+    assert public == charging | telling | {"open", "close", "check_not_rolled_back", "adopt"}
 
 
 def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
@@ -210,10 +236,13 @@ def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
         "reserve": {"run", "plan_hash", "events", "requests", "epsilon", "delta", "epsilon_pld", "epsilon_rdp"},
         "begin": {"run", "request"},
         "commit": {"run", "request", "digest"},
+        "publish": {"run", "digest"},
         "countersign": {"head", "server", "signature"},
         "adopt": {"reason", "missing", "lost"},
     }
     path = busy_ledger(tmp_path)
+    with Ledger.open(path) as ledger:
+        ledger.publish("run-2", digest("sampler"))
     default_witness(path).unlink()
     Ledger.adopt(path, Adoption(reason="the disk of the witness is gone"), site="north").close()
     entries = verify_ledger(path)
