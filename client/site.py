@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
+from client.intake.unit import data_unit
 from client.masking import RunMasks
-from client.policy import check_coalition, check_plan
+from client.policy import check_coalition, check_plan, check_unit
 from client.replies import read_reply, write_reply
 from client.requests import public_stream, received_classifier, received_mean, run_requests
 from client.secrets import load_or_create_secret
@@ -67,9 +68,10 @@ class Site:
         keep_ledger_open: between the steps of a pooled run; for a process that serves all requests of a run.
 
     Guarantee:
-        Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
-        `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
-        disk are not read by others.
+        Unit: patient, add/remove one; the image where the data names no patients (`client.intake.unit`), which a plan
+        has to say. Everything returned by `warm_start`, `train` and `finish`, and the totals that `step` adds to, are
+        over all runs together within the ledger's (epsilon, delta). Assumes: this process and its disk are not read by
+        others.
         Not covered: the same patient at another hospital (see certificate.py).
     """
 
@@ -229,7 +231,7 @@ class Site:
 
         request = f"step-{step}"
         if self._keep_ledger_open and self._held is None:
-            self._held = Ledger.open(self.config.ledger_path, site=self.config.name)
+            self._held = self._open_ledger()
         answered = self._release(plan, run_id, request, receive)
         for older in self._run_folder(run_id).glob("step-*.safetensors"):
             if older.stem != request:
@@ -309,7 +311,7 @@ class Site:
     def _ledger(self) -> Iterator[Ledger]:
         """The open ledger. Opening re-checks its whole chain: too long, in the end, for each of thousands of steps."""
         if self._held is None:
-            with Ledger.open(self.config.ledger_path, site=self.config.name) as ledger:
+            with self._open_ledger() as ledger:
                 yield ledger
             return
         try:
@@ -317,6 +319,9 @@ class Site:
         except BaseException:
             self.close()
             raise
+
+    def _open_ledger(self) -> Ledger:
+        return Ledger.open(self.config.ledger_path, site=self.config.name, unit=data_unit(self.config))
 
     def _masks(self, plan: Plan, run_id: str) -> RunMasks:
         return RunMasks(
@@ -334,6 +339,8 @@ class Site:
         For a run that is charged already the ledger checks that the plan is still the same.
         """
         check_plan(plan, self.config.policy)
+        unit = data_unit(self.config)
+        check_unit(plan, unit)
         events = plan_events(plan)
         check_coalition(ledger.events(besides=run_id) + events, self.config.policy)
         ledger.reserve(
@@ -343,6 +350,7 @@ class Site:
             epsilon=self.config.policy.max_epsilon,
             delta=self.config.policy.delta,
             requests=run_requests(plan),
+            unit=unit,
         )
 
     def _release(self, plan: Plan, run_id: str, request: str, receive: Callable[[], Answer]) -> Arrays:
@@ -384,6 +392,7 @@ class Site:
             weights_sha256=weights_sha256,
             ledger_head=self.ledger_head(),
             key=self._key,
+            unit=data_unit(self.config),
             masked_with=masked_with,
         )
 

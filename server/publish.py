@@ -17,7 +17,7 @@ from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import certificate, keys
 from ghostnet.privacy.claim import Claim, claim
-from ghostnet.privacy.statement import NOT_COVERED
+from ghostnet.privacy.statement import not_covered
 from ghostnet.progress import Progress
 from ghostnet.public_images import PublicImages
 from ghostnet.report.html import draw_figures, write_report
@@ -94,6 +94,7 @@ def report(outcome: Outcome) -> dict[str, object]:
             "delta": promised.delta,
             "unit": promised.unit,
             "adjacency": promised.adjacency,
+            "protects": promised.protects,
             **_coalition(plan, promised),
             "sites": [
                 {
@@ -104,7 +105,7 @@ def report(outcome: Outcome) -> dict[str, object]:
                 }
                 for hospital in sorted(outcome.hospitals, key=lambda hospital: hospital.name)
             ],
-            "not_covered": list(NOT_COVERED),
+            "not_covered": not_covered(plan),
         },
         "federation": {
             "share": plan.federation.share,
@@ -116,8 +117,8 @@ def report(outcome: Outcome) -> dict[str, object]:
         "fidelity": {},
         "timing": {
             "rounds": [_rounded(timing) for timing in outcome.timings],
-            "server": [{"work": work, "wall_s": wall} for work, wall in outcome.server_s.items()],
-            "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
+            "server": [{"work": work, "wall_s": _tenths(wall)} for work, wall in outcome.server_s.items()],
+            "total_s": _tenths(sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values())),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }
@@ -134,9 +135,12 @@ def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
 
 
 def _rounded(timing: Timing) -> dict[str, object]:
+    return {**asdict(timing), "wall_s": _tenths(timing.wall_s), "slowest_client_s": _tenths(timing.slowest_client_s)}
+
+
+def _tenths(seconds: float) -> float:
     """To a tenth of a second: finer times would say how many patients were drawn."""
-    values = asdict(timing)
-    return {**values, "wall_s": round(timing.wall_s, 1), "slowest_client_s": round(timing.slowest_client_s, 1)}
+    return round(seconds, 1)
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:

@@ -22,7 +22,6 @@ from ghostnet.errors import GhostNetError, VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import event_from_dict, event_to_dict
-from ghostnet.privacy.chain import ADJACENCY, UNIT
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.statement import (
     SiteStatement,
@@ -30,9 +29,11 @@ from ghostnet.privacy.statement import (
     events_epsilons,
     mechanism,
     plan_epsilons,
+    signed_unit,
     site_statement,
     statement_keys,
 )
+from ghostnet.privacy.unit import unit_line
 from ghostnet.secure_sum import hospitals_sha256
 from ghostnet.tables import read_table
 
@@ -250,7 +251,7 @@ def _mechanism(certificate: dict[str, Any], plan: Plan) -> str:
         signed |= {"public_images"}
         _public_images(certificate["public_images"], plan)
     _require(set(certificate) == signed, f"unknown or missing: {', '.join(sorted(set(certificate) ^ signed))}")
-    return f"unit {UNIT}, {ADJACENCY}"
+    return unit_line(plan.privacy.unit)
 
 
 def _public_images(named: dict[str, str], plan: Plan) -> None:
@@ -269,7 +270,7 @@ def _plan_epsilon(certificate: dict[str, Any], plan: Plan) -> str:
         pld <= plan.privacy.epsilon + _EPSILON_TOLERANCE,
         f"the plan promised {plan.privacy.epsilon}, its events cost {pld}",
     )
-    return f"{pld:.4f} by PLD at delta {plan.privacy.delta:g}, per patient, add/remove"
+    return f"{pld:.4f} by PLD at delta {plan.privacy.delta:g}, {unit_line(plan.privacy.unit)}"
 
 
 def _not_understated(name: str, claimed: object, recomputed: float) -> None:
@@ -349,7 +350,7 @@ def _statement_plan(statement: SiteStatement, certificate: dict[str, Any], plan:
     if "epsilon_pld_coalition" in statement:
         recomputed = plan_epsilons(plan)["epsilon_pld_coalition"]
         _not_understated("epsilon_pld_coalition", statement["epsilon_pld_coalition"], recomputed)
-    return f"{len(planned)} events, ledger head {statement['ledger_head']}"
+    return f"{signed_unit(statement, plan)}, {len(planned)} events, ledger head {statement['ledger_head']}"
 
 
 def _statement_epsilon(statement: SiteStatement) -> str:

@@ -24,8 +24,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from ghostnet.errors import BudgetError, LedgerError
+from ghostnet.plan import Unit
 from ghostnet.privacy.accounting import Event, event_to_dict
-from ghostnet.privacy.chain import ADJACENCY, FORMAT, UNIT, Chain, Entry
+from ghostnet.privacy.chain import FORMAT, Chain, Entry
 from ghostnet.privacy.composition import compose
 from ghostnet.privacy.ledger_storage import (
     check_present,
@@ -40,6 +41,7 @@ from ghostnet.privacy.ledger_storage import (
     storage_errors,
     write_witness,
 )
+from ghostnet.privacy.unit import adjacency, lifetime_protects, unit_line
 
 State = Literal["new", "begun", "committed"]
 
@@ -48,25 +50,27 @@ _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded u
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What all reserved events cost one patient together, at one delta."""
+    """What all reserved events cost one patient (or image, as `protects` says) together, at one delta."""
 
     epsilon_pld: float
     epsilon_rdp: float
     events: tuple[Event, ...]
+    protects: str
 
 
 class Ledger:
     """The open ledger of one hospital; a context manager. Every method raises LedgerError once storage has failed.
 
     Guarantee:
-        Unit: patient, add/remove one. The PLD composition of all events ever reserved here stays <= the limit given
-        with each reservation, whatever crashes. Assumes: private reads happen only between `begin` and `commit` of a
-        request of that reservation, and the disk keeps what it has fsynced.
-        Not covered: a patient seen by two hospitals; a restored copy of ledger.sqlite together with ledger.head, until
-        the coordinator's countersigned head is checked.
+        Unit: that of each run's reservation, add/remove one. The PLD composition of all events ever reserved here stays
+        <= the limit given with each reservation, whatever crashes. Assumes: private reads happen only between `begin`
+        and `commit` of a request of that reservation, and the disk keeps what it has fsynced.
+        Not covered: a patient seen by two hospitals; all images of one patient together in a run whose unit was the
+        image; a restored copy of ledger.sqlite together with ledger.head, until the coordinator's countersigned head is
+        checked.
     """
 
-    def __init__(self, path: Path, site: str) -> None:
+    def __init__(self, path: Path, site: str, unit: Unit) -> None:
         """Use `Ledger.open`."""
         self._path = path
         self._process = os.getpid()
@@ -78,7 +82,7 @@ class Ledger:
             check_present(path)
             self._database = connect(path)
             try:
-                self._read(site)
+                self._read(site, unit)
             except BaseException:
                 self._database.close()
                 raise
@@ -87,18 +91,19 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, path: Path, *, site: str = "") -> Ledger:
+    def open(cls, path: Path, *, site: str = "", unit: Unit = "patient") -> Ledger:
         """Opens the ledger at `path`, or starts one; re-checks its whole chain.
 
         Args:
             path: the database, `ledger.sqlite` in the hospital's state folder.
             site: the hospital's name; written into a new ledger, compared with an old one unless empty.
+            unit: of the hospital's data; written into a new ledger. Each reservation names its own.
 
         Raises:
             LedgerError: in use by another process, damaged, rolled back, of another hospital, or not storable.
         """
         with storage_errors(path):
-            return cls(path.resolve(), site)
+            return cls(path.resolve(), site, unit)
 
     def __enter__(self) -> Ledger:
         return self
@@ -125,6 +130,7 @@ class Ledger:
         epsilon: float,
         delta: float,
         requests: Sequence[str] = (),
+        unit: Unit = "patient",
     ) -> Spent:
         """Charges a run's whole cost; on the disk when this returns. The same reservation again charges nothing.
 
@@ -135,26 +141,32 @@ class Ledger:
             epsilon: the hospital's limit for ALL runs together, composed by PLD.
             delta: at which epsilon is counted.
             requests: the only requests that may begin under this reservation, each once.
+            unit: that the mechanism of this run protects.
 
         Raises:
             BudgetError: B01, all runs with this one would pass `epsilon`; nothing is charged.
-            LedgerError: the run is reserved already for another plan, events or requests; or storage failed.
+            LedgerError: the run is reserved already for another plan, events, requests or unit; or storage failed.
         """
         with self._usable():
             events, requests, epsilon, delta = tuple(events), tuple(requests), _limit(epsilon), _probability(delta)
             if not events:
                 raise LedgerError(f"run {run_id} reserves no event; a run that reads patients has at least one")
             known = self._chain.reservations.get(run_id)
-            if known and (known.plan_hash, known.events, known.requests) != (plan_hash, events, requests):
-                raise LedgerError(f"run {run_id} is reserved already for another plan; give the new run a new id")
+            asked = (plan_hash, events, requests, unit)
+            if known and (known.plan_hash, known.events, known.requests, known.unit) != asked:
+                raise LedgerError(
+                    f"run {run_id} is reserved already for another plan or unit; give the new run a new id"
+                )
             before = self._chain.events
-            after = self._composed(before if known else before + events, delta)
+            after = self._composed(before if known else before + events, delta, unit)
             if not after.epsilon_pld <= epsilon:
-                raise _over_budget(run_id, () if known else events, before, limit=epsilon, delta=delta)
+                asked_for = () if known else events
+                raise _over_budget(run_id, asked_for, before, limit=epsilon, delta=delta, unit=unit)
             if known is None:
                 fields = {"run": run_id, "plan_hash": plan_hash, "requests": list(requests), "epsilon": epsilon}
                 fields |= {"delta": delta, "events": [event_to_dict(event) for event in events]}
                 fields |= {"epsilon_pld": after.epsilon_pld, "epsilon_rdp": after.epsilon_rdp}
+                fields |= {"unit": unit} if unit != "patient" else {}
                 self._append("reserve", fields)
             return after
 
@@ -241,7 +253,7 @@ class Ledger:
                     "fork. Put the newest copy back; without it this cohort's budget counts as spent"
                 )
 
-    def _read(self, site: str) -> None:
+    def _read(self, site: str, unit: Unit) -> None:
         for _ in replay(read_rows(self._database, self._path), self._chain):
             pass
         witness = read_witness(self._path)
@@ -253,7 +265,8 @@ class Ledger:
             )
         if len(self._chain) == 0:
             identity = secrets.token_hex(32)
-            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": UNIT, "adjacency": ADJACENCY}
+            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": unit}
+            fields["adjacency"] = adjacency(unit)
             self._append("open", fields)
         elif site and site != self._chain.site:
             raise LedgerError(
@@ -275,9 +288,10 @@ class Ledger:
             self._failed = str(error) or error.__class__.__name__
             raise
 
-    def _composed(self, events: tuple[Event, ...], delta: float) -> Spent:
+    def _composed(self, events: tuple[Event, ...], delta: float, *more: Unit) -> Spent:
         pld, rdp = compose(events, delta)
-        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events)
+        said = lifetime_protects([*self._chain.units, *more])
+        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events, protects=said)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -342,12 +356,12 @@ def _with_checked_epsilons(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _over_budget(
-    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float
+    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float, unit: Unit
 ) -> BudgetError:
     spent, asked = compose(before, delta)[0], compose(events, delta)[0]
     return BudgetError(
         f"B01: run {run_id} asks for epsilon {asked:.4f} where {spent:.4f} of {limit:.4f} is spent and "
-        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, per patient, add/remove); "
+        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, {unit_line(unit)}); "
         "ask for fewer steps or more noise"
     )
 

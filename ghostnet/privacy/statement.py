@@ -11,25 +11,33 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ghostnet.errors import VerifyError
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import Event, epsilon_pld, epsilon_rdp, event_to_dict, repeat_for_hospitals
-from ghostnet.privacy.chain import ADJACENCY, UNIT
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import coalition_events, other_hospital_events
+from ghostnet.privacy.unit import protects, unit_facts
 
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
 SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
 NOT_COVERED = (
     "other runs on the same patients: only the hospital's own ledger adds them up",
     "a patient seen by more hospitals than the plan's hospitals_per_patient",
+    "one person under several identifiers: each counts as a patient of their own",
     "what a hospital's software released if it was not this code, unchanged",
     "facts about a population that hold whether or not any one patient took part",
 )
 
+IMAGE_NOT_COVERED = (
+    "per image: all images of one person together; for k of them epsilon is up to k times as large, and delta more",
+    "per image: one image of several of a patient, at a hospital whose data names patients; there the patient with all "
+    "their images is the unit, as its statement says",
+)
+
 SiteStatement = dict[str, Any]  # the keys of STATEMENT_KEYS
 STATEMENT_KEYS = frozenset(
-    "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta ledger_head public_key signature".split()
+    "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta unit protects ledger_head public_key "
+    "signature".split()
 )
 
 RELEASED = {
@@ -57,6 +65,7 @@ def site_statement(
     weights_sha256: str,
     ledger_head: str,
     key: Ed25519PrivateKey,
+    unit: Unit,
     masked_with: dict[str, str] | None = None,
 ) -> SiteStatement:
     """What one hospital signs about its part in a run.
@@ -68,12 +77,15 @@ def site_statement(
         weights_sha256: SHA-256 of the published model.safetensors.
         ledger_head: the ledger's head after the run's last commit.
         key: the hospital's key.
+        unit: that the hospital's mechanism protected; never weaker than the plan's.
         masked_with: pooled: who the hospitals of the run were, and how their keys were known (`client.masking`).
 
     Guarantee:
-        Unit: patient, add/remove one. Says what the plan's events cost together at one hospital.
+        Unit: `unit`, add/remove one. Says what the plan's events cost together at one hospital.
         Not covered: see NOT_COVERED.
     """
+    if not _at_least(unit, plan):
+        raise VerifyError(f"unit {unit!r} is weaker than the plan's {plan.privacy.unit!r}; nothing is signed about it")
     events = tuple(plan_events(plan))
     pld, rdp = events_epsilons(events, plan.privacy.delta)
     statement: SiteStatement = {
@@ -85,6 +97,7 @@ def site_statement(
         "epsilon_pld": pld,
         "epsilon_rdp": rdp,
         "delta": plan.privacy.delta,
+        **statement_unit(unit),
         "ledger_head": ledger_head,
         "public_key": keys.public_hex(key),
         **_released(plan),
@@ -95,12 +108,42 @@ def site_statement(
     return {**statement, "signature": keys.sign(key, statement)}
 
 
+def statement_unit(unit: Unit) -> dict[str, str]:
+    """A statement's words about the unit; `unit_facts` without the adjacency, which follows."""
+    return {"unit": unit, "protects": protects(unit)}
+
+
+def signed_unit(statement: SiteStatement, plan: Plan) -> Unit:
+    """The unit that a statement says.
+
+    Raises:
+        VerifyError: it is no unit, in other words than the unit's own, or weaker than the plan's.
+    """
+    for unit in ("patient", "image"):
+        if statement_unit(unit) == {name: statement[name] for name in statement_unit(unit)} and _at_least(unit, plan):
+            return unit
+    raise VerifyError(f"it protects {statement['unit']!r}, which is not the plan's {plan.privacy.unit!r}")
+
+
+def _at_least(unit: Unit, plan: Plan) -> bool:
+    """Whether a unit is the plan's or the patient, who covers more than an image."""
+    return unit in ("patient", plan.privacy.unit)
+
+
+def not_covered(plan: Plan) -> list[str]:
+    """What nobody may read into a plan's epsilon."""
+    return [
+        *NOT_COVERED,
+        *(IMAGE_NOT_COVERED if plan.privacy.unit == "image" else ()),
+        *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
+    ]
+
+
 def mechanism(plan: Plan) -> dict[str, Any]:
     """The certificate's words and numbers about what was done to each patient; they follow from the plan alone."""
     privacy = plan.privacy
     return {
-        "unit": UNIT,
-        "adjacency": ADJACENCY,
+        **unit_facts(privacy.unit),
         "mechanism": MECHANISM,
         "sampling": SAMPLING,
         "noise_multiplier": privacy.noise_multiplier,
@@ -114,10 +157,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
             "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
             "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
         },
-        "not_covered": [
-            *NOT_COVERED,
-            *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
-        ],
+        "not_covered": not_covered(plan),
         **_federation(plan),
     }
 

@@ -74,6 +74,7 @@ def publish(
             weights_sha256=weights,
             ledger_head="c" * 64,
             key=key,
+            unit=published.privacy.unit,
             masked_with={"hospitals_sha256": hospitals, "keys": known[i]} if known else None,
         )
         for i, (name, key) in enumerate(SITES.items())
@@ -395,7 +396,13 @@ def test_a_field_of_a_wrong_type_fails_and_never_raises(folder: Path, kind: str)
 
 def test_no_certificate_is_made_from_statements_about_something_else() -> None:
     statement = site_statement(
-        site="north", run_id="run-1", plan=plan(), weights_sha256="a" * 64, ledger_head="c" * 64, key=SITES["north"]
+        site="north",
+        run_id="run-1",
+        plan=plan(),
+        weights_sha256="a" * 64,
+        ledger_head="c" * 64,
+        key=SITES["north"],
+        unit="patient",
     )
     build: dict[str, Any] = {"plan": plan(), "run_id": "run-1", "weights_sha256": "a" * 64, "config_sha256": "b" * 64}
     build_certificate(**build, statements=[statement], server_key=SERVER)
