@@ -238,7 +238,7 @@ def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool) -> tup
     others = [path for path in (table, config.data.boxes, config.cohort.exclude) if path is not None]
     files = find_files(folder, others, strict=strict)
     masks = mask_names(lines, folder=folder, table=table)
-    found = pair(lines, files, config.data.layout, masks=masks, strict=strict)
+    found = pair(lines, files, config.data.layout, folder=folder.name, masks=masks, strict=strict)
     # A file that a line names as an image stays one, whatever mask another patient's line makes of it.
     paired, any_mask = {known.name for known in found.pairs}, set().union(*masks.values())
     images = [name for name in files if name in paired or not is_mask(name, any_mask)]

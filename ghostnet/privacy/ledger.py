@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -158,7 +158,7 @@ class Ledger:
                     f"run {run_id} is reserved already for another plan or unit; give the new run a new id"
                 )
             before = self._chain.events
-            after = self._composed(before if known else before + events, delta, unit)
+            after = self._composed(before if known else before + events, delta)
             if not after.epsilon_pld <= epsilon:
                 asked_for = () if known else events
                 raise _over_budget(run_id, asked_for, before, limit=epsilon, delta=delta, unit=unit)
@@ -168,7 +168,7 @@ class Ledger:
                 fields |= {"epsilon_pld": after.epsilon_pld, "epsilon_rdp": after.epsilon_rdp}
                 fields |= {"unit": unit} if unit != "patient" else {}
                 self._append("reserve", fields)
-            return after
+            return replace(after, protects=lifetime_protects(self._chain.units))
 
     def begin(self, run_id: str, request: str) -> None:
         """Marks a request as started, on the disk, before it reads a patient: from here it is spent.
@@ -288,10 +288,9 @@ class Ledger:
             self._failed = str(error) or error.__class__.__name__
             raise
 
-    def _composed(self, events: tuple[Event, ...], delta: float, *more: Unit) -> Spent:
+    def _composed(self, events: tuple[Event, ...], delta: float) -> Spent:
         pld, rdp = compose(events, delta)
-        said = lifetime_protects([*self._chain.units, *more])
-        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events, protects=said)
+        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events, protects=lifetime_protects(self._chain.units))
 
     @contextmanager
     def _usable(self) -> Iterator[None]:

@@ -379,7 +379,7 @@ def check_unit_of_the_data(folder: Path) -> Finding:
 @contextmanager
 def says_patient_for_images() -> Iterator[None]:
     """Every image counts as a patient, and is called one."""
-    with mock.patch.object(client.site, "data_unit", lambda config: "patient"):
+    with mock.patch.object(client.site, "data_unit", return_value="patient"):
         yield
 
 
