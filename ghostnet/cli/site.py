@@ -10,6 +10,8 @@ from rich.table import Table
 
 from client.cohort import check_site
 from client.config import load_site
+from client.intake.unit import data_unit
+from client.policy import check_unit
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
 from ghostnet.cli.site_init import init
@@ -18,6 +20,7 @@ from ghostnet.cli.site_table import intake_view, next_steps
 from ghostnet.errors import DataError, SiteError
 from ghostnet.plan import load_plan
 from ghostnet.privacy import keys
+from ghostnet.privacy.unit import protects
 
 app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
 
@@ -38,19 +41,23 @@ def check(
     """Dry run of intake: what would be taken, left out and blanked. Spends nothing and sends nothing.
 
     Exit code 0 when there are images to train on, 5 when there are none (the table is printed all the same), 4 when
-    site.toml or a folder cannot be used, 3 for the plan.
+    site.toml or a folder cannot be used, 6 when the plan promises patients and this data names none, 3 for the plan.
     """
-    config = load_site(site_file)
+    config, plan = load_site(site_file), load_plan(plan_file)
+    unit = data_unit(config)
     with progress_bars() as progress:
-        table = check_site(config, load_plan(plan_file).image, progress)
+        table = check_site(config, plan.image, progress)
     quarantine = config.state / "quarantine.csv"
     if as_json:
         steps = next_steps(table, site=site_file, quarantine=quarantine)
-        results.print_json(data={**table.to_dict(), "quarantine": str(quarantine), "next": steps})
+        said = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine), "next": steps}
+        results.print_json(data={**table.to_dict(), **said})
     else:
+        results.print(f"This data is protected {protects(unit)}.", highlight=False)
         results.print(intake_view(table, site=site_file, quarantine=quarantine), highlight=False)
     if not table.train_images:
         raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
+    check_unit(plan, unit)
 
 
 @app.command("budget")

@@ -152,6 +152,34 @@ def test_a_broken_line_reaches_no_other_and_is_found_by_its_number(tmp_path: Pat
     assert [one.image for one in read_layout(path, "plain", WANTED, strict=False) if one.sound] == ["b", "c"]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("said", ["", "sep={}\r\n", '"sep={}"\r\n', "SEP={}\n"])
+def test_the_separators_and_encodings_of_office_programs_are_read(
+    tmp_path: Path, separator: str, encoding: str, said: str
+) -> None:
+    rows = [
+        "image,patient,label,box",
+        'M\u00fcller_1.png,P0,mass,"1 2 3 4; 5 6 7 8"',
+        'b.png,"P;1",mass,',
+        "c.png,P2,?,",
+    ]
+    text = said.format(separator) + "\r\n".join(row.replace(",", separator) for row in rows) + "\r\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    first, second, third = read_layout(tmp_path / "labels.csv", "plain", WANTED, strict=False)
+    assert (first.image, first.patient, first.present) == ("M\u00fcller_1.png", "P0", ("mass",))
+    assert first.boxes == ((1, 2, 3, 4), (5, 6, 7, 8))
+    assert (second.image, second.patient, second.sound) == ("b.png", "P;1", True)
+    assert (third.sound, third.number) == (False, 4 + bool(said))
+
+
+def test_a_broken_unit_of_utf16_spoils_its_own_line_only(tmp_path: Path) -> None:
+    text = "image,patient,label\na.png,P,mass\nb.png,P,mass\n".encode("utf-16-le")
+    broken = text.replace("b.".encode("utf-16-le"), b"\x00\xd8.\0")
+    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe" + broken)
+    assert [line.sound for line in read_layout(tmp_path / "labels.csv", "plain", WANTED, strict=False)] == [True, False]
+
+
 def test_a_cell_of_any_length_is_read_past(tmp_path: Path) -> None:
     rows = [("image", "patient", "label", "report"), ("a", "P", "mass", "x" * 300_000), ("b", "P", "mass", "")]
     assert [line.sound for line in lines(tmp_path, "plain", *rows)] == [True, True]
