@@ -178,6 +178,7 @@ class _Desk:
             layout=self.config.data.layout,
             rules=self.config.labels,
             labels=self.image.labels,
+            named={known.line.image for known in pairs},
             shared_names=shared_names(files),
         )
         unsigned = {name for name in files if not self._is_signed(name)}

@@ -276,6 +276,24 @@ def test_nih_boxes_of_a_name_that_two_images_have_are_drawn_on_neither(tmp_path:
         assert covered(load(config, strict=False, mask_channels=1)) == expected
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_namesake_of_another_patient_leaves_an_nih_image_its_boxes_and_gets_none_of_them(
+    tmp_path: Path, turned: bool
+) -> None:
+    for i, name in enumerate(("anna/1.png", "berta/1.png")):
+        write_png(tmp_path / "images" / name, eight_bit(i))
+    config = picture_site(tmp_path, data='layout = "nih"\nboxes = "boxes.csv"', more=TRAIN + NIH)
+    (tmp_path / "boxes.csv").write_text("Image Index,Finding Label,Bbox [x,y,w,h]\n1.png,Effusion,5,5,10,10\n")
+    header, *rows = [("Image Index", "Finding Labels", "Patient ID"), ("1.png", "Effusion", "A")]
+    rows.append(("berta/1.png", "No Finding", "B"))
+    write_table(tmp_path / "labels.csv", [header, *(rows[::-1] if turned else rows)])
+    for strict in (True, False):
+        assert covered(load(config, strict=strict, mask_channels=1)) == [0, 100]
+    write_table(tmp_path / "labels.csv", [header, rows[0]])
+    (tmp_path / "images/berta/1.png").unlink()
+    assert covered(load(config, mask_channels=1)) == [100]
+
+
 def test_the_nih_layout_with_its_boxes(tmp_path: Path) -> None:
     table = [
         ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"),
