@@ -364,7 +364,10 @@ def test_a_simulation_over_a_file_runs_says_and_signs_the_unit_of_the_file(unit:
 
 
 def test_one_hospital_without_patients_makes_a_simulation_per_image(tmp_path: Path) -> None:
-    files = [hospital(tmp_path / name, unit, name) for name, unit in (("north", "patient"), ("south", "image"))]
+    # In folders whose names hold a comma, before their state folders exist.
+    files = [hospital(tmp_path / f"a, {name}", unit, name) for name, unit in (("north", "patient"), ("south", "image"))]
+    for file in files:
+        file.write_text('state = "new/state"\n' + file.read_text())
     run, said = simulate(tmp_path, warm_only(), *(part for file in files for part in ("--site", file)))
     (notice,) = [line for line in said.splitlines() if "privacy.unit = 'image'" in line]
     assert "(south)" in notice

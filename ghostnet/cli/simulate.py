@@ -95,8 +95,8 @@ def run(
             check_plan(plan, config.policy)
             Site(config, progress=progress).prepare(plan.image)
         out.mkdir(parents=True, exist_ok=True)
-        paths = ",".join(str(path) for path in site_files)
-        run_config = {"plan": str(plan_file), "out": str(out), "sites": paths, "resume": resume}
+        names = ",".join(config.name for config in configs)  # paths may hold commas
+        run_config = {"plan": str(plan_file), "out": str(out), "sites": names, "resume": resume}
         if engine_name is Engine.RAY:
             _run_on_ray(run_config, plan, site_files, progress)
         else:
