@@ -6,7 +6,7 @@ Everything here is computed from released values; a reader of the run folder (ou
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ghostnet.public_images import PublicImages
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler import Sampler, write_sampler
 from ghostnet.utility import classification
-from server.conversation import Hospital, Timing
+from server.conversation import Hospital, Timing, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,9 @@ def report(outcome: Outcome) -> dict[str, object]:
         "utility": _utility(outcome),
         "fidelity": {},
         "timing": {
-            "rounds": [_rounded(timing) for timing in outcome.timings],
-            "server": [{"work": work, "wall_s": _tenths(wall)} for work, wall in outcome.server_s.items()],
-            "total_s": _tenths(sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values())),
+            "rounds": [timing.to_dict() for timing in outcome.timings],
+            "server": [{"work": work, "wall_s": tenths(wall)} for work, wall in outcome.server_s.items()],
+            "total_s": tenths(sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values())),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }
@@ -132,15 +132,6 @@ def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
         "epsilon_coalition": promised.epsilon_pld_coalition,
         "epsilon_other_hospital": promised.epsilon_pld_other_hospital,
     }
-
-
-def _rounded(timing: Timing) -> dict[str, object]:
-    return {**asdict(timing), "wall_s": _tenths(timing.wall_s), "slowest_client_s": _tenths(timing.slowest_client_s)}
-
-
-def _tenths(seconds: float) -> float:
-    """To a tenth of a second: finer times would say how many patients were drawn."""
-    return round(seconds, 1)
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:
