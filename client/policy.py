@@ -1,7 +1,7 @@
 """What the hospital allows: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
-runs exactly as it is written. Each refusal has a number (P01 to P18; P15 is no longer in use) that may leave the
+runs exactly as it is written. Each refusal has a number (P01 to P19; P15 is no longer in use) that may leave the
 hospital; its text may not.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from client.masking import known_peers
 from ghostnet.errors import GhostNetError, PolicyError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy.accounting import epsilon_pld
 from ghostnet.privacy.claim import claim, plan_events
 from ghostnet.privacy.events import Event, SharedNoiseSteps, coalition_events
@@ -79,6 +79,28 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
     if refusals:
         raise PolicyError("; ".join(refusals))
     check_coalition(plan_events(plan), policy)
+
+
+def check_unit(plan: Plan, unit: Unit) -> None:
+    """Refuses a plan that says "patient" where the hospital's data names none.
+
+    A plan with unit "image" runs on data that names patients: the mechanism groups by patient whatever the plan says,
+    and the hospital signs that unit. The other way round each image would count as a patient, and the certificate say
+    more than holds.
+
+    Args:
+        plan: the plan.
+        unit: that this hospital's data can protect, by the form of its source alone (`client.intake.unit`).
+
+    Raises:
+        PolicyError: P19.
+    """
+    if plan.privacy.unit == "patient" and unit == "image":
+        raise PolicyError(
+            "P19: [privacy].unit = 'patient' promises more than this hospital's data can hold: it names no patients. "
+            "Give its source a patient for each image (the column patient), or agree on a plan with "
+            'unit = "image" in [privacy]'
+        )
 
 
 def _number(value: object) -> float:

@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
+from client.intake.unit import data_unit
 from client.masking import RunMasks
-from client.policy import check_coalition, check_plan
+from client.policy import check_coalition, check_plan, check_unit
 from client.replies import read_reply, write_reply
 from client.requests import (
     Publication,
@@ -76,9 +77,10 @@ class Site:
         keep_ledger_open: between the steps of a pooled run; for a process that serves all requests of a run.
 
     Guarantee:
-        Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
-        `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
-        disk are not read by others.
+        Unit: patient, add/remove one; the image where the data names no patients (`client.intake.unit`), which a plan
+        has to say. Everything returned by `warm_start`, `train` and `finish`, and the totals that `step` adds to, are
+        over all runs together within the ledger's (epsilon, delta). Assumes: this process and its disk are not read by
+        others.
         Not covered: the same patient at another hospital (see certificate.py), or in another state folder: a budget
         belongs to one state folder, and a second site.toml over the same images has its own.
     """
@@ -344,7 +346,8 @@ class Site:
             ledger.check_not_rolled_back(head)
 
     def _open_ledger(self) -> Ledger:
-        return Ledger.open(self.config.ledger_path, site=self.config.name, witness=self.config.witness_path)
+        config = self.config
+        return Ledger.open(config.ledger_path, site=config.name, unit=data_unit(config), witness=config.witness_path)
 
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:
@@ -375,6 +378,8 @@ class Site:
         For a run that is charged already the ledger checks that the plan is still the same.
         """
         check_plan(plan, self.config.policy)
+        unit = data_unit(self.config)
+        check_unit(plan, unit)
         self._require_key(ledger)
         events = plan_events(plan)
         check_coalition(ledger.events(besides=run_id) + events, self.config.policy)
@@ -385,6 +390,7 @@ class Site:
             epsilon=self.config.policy.max_epsilon,
             delta=self.config.policy.delta,
             requests=run_requests(plan),
+            unit=unit,
         )
 
     def _release(self, plan: Plan, run_id: str, request: str, receive: Callable[[], Answer]) -> Arrays:
@@ -449,10 +455,13 @@ class Site:
                     epsilon_rdp=spent.epsilon_rdp,
                     max_epsilon=policy.max_epsilon,
                     delta=policy.delta,
+                    protects=spent.protects,
+                    adoptions=spent.adoptions,
                 ),
                 software=self._software,
                 ledger_head=ledger.head(),
                 key=self._key,
+                unit=data_unit(self.config),
                 public_images_sha256=publication.public_images_sha256,
                 masked_with=masked_with,
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ghostnet.plan import Plan
+from ghostnet.privacy.statement import not_covered
+from ghostnet.privacy.unit import unit_line
 
 _CARD = """\
 # {name}
@@ -25,12 +27,13 @@ or `ghostnet sample FOLDER -n 100 --format png -o samples`.
 
 ## Privacy
 
-The plan's budget is epsilon {epsilon:g} at delta {delta:g} for one patient at one hospital (adjacency: add or remove
-one patient with all their images). What was really spent, by which mechanisms, and each hospital's signature are in
-`certificate.json`; check it offline with `ghostnet verify FOLDER`.
+The plan's budget is epsilon {epsilon:g} at delta {delta:g} at one hospital, {unit}.
+What was really spent, by which mechanisms, and each hospital's signature are in `certificate.json`; check it offline
+with `ghostnet verify FOLDER`.
 
-Not covered: a patient held by more hospitals than the certificate states, what is known about a whole group of
-patients rather than one, and anything a hospital publishes by another way.
+Not covered:
+
+{not_covered}
 
 ## Limits
 
@@ -63,6 +66,8 @@ def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) 
         label=_cell(image.labels[0]),
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
+        unit=unit_line(plan.privacy.unit),
+        not_covered="\n".join(f"- {line}" for line in not_covered(plan)),
     )
 
 

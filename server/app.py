@@ -36,13 +36,17 @@ from server.strategy import CheckedStrategy
 
 
 def build_app(
-    *, run_config: dict[str, str | bool | int | float] | None = None, progress: Progress = silent
+    *,
+    run_config: dict[str, str | bool | int | float] | None = None,
+    plan: Plan | None = None,
+    progress: Progress = silent,
 ) -> ServerApp:
     """The ServerApp of a federation.
 
     Args:
         run_config: "plan" (path of a plan.toml), "out" (the run folder), "sites" (how many, or their site.toml paths)
             and "resume"; by default the run config that Flower hands over.
+        plan: resolved already by a simulation, which knows its hospitals' data; None loads the file "plan".
         progress: told where the run is.
     """
     app = ServerApp()
@@ -54,10 +58,10 @@ def build_app(
         if not plan_path or not out:
             raise FederationError('a run needs a plan and an output folder: -c \'plan="plan.toml" out="runs/one"\'')
         expected = len([part for part in str(config.get("sites", "")).split(",") if part])
-        plan = resolve(load_plan(Path(plan_path)))
-        checkpoint = Checkpoint.open(Path(out), plan, resume=bool(config.get("resume", False)))
-        public = load_public(plan, Path(plan_path).parent) if plan.warm_start.public else None
-        coordinate(grid, plan, checkpoint, expected=expected, public=public, progress=progress)
+        agreed = plan or resolve(load_plan(Path(plan_path)))
+        checkpoint = Checkpoint.open(Path(out), agreed, resume=bool(config.get("resume", False)))
+        public = load_public(agreed, Path(plan_path).parent) if agreed.warm_start.public else None
+        coordinate(grid, agreed, checkpoint, expected=expected, public=public, progress=progress)
 
     return app
 

@@ -27,7 +27,7 @@ from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.weights import Arrays
-from server.conversation import Hospital, Known, Timing
+from server.conversation import Hospital, Known, Timing, tenths
 
 RELEASED = "released"
 """Name under which the warm start's release is saved."""
@@ -169,8 +169,8 @@ class Checkpoint:
             "finished": self.finished,
             "known": {name: dataclasses.asdict(known) for name, known in self.known.items()},
             "contributors": self.contributors,
-            "timings": [dataclasses.asdict(timing) for timing in self.timings],
-            "server_s": self.server_s,
+            "timings": [timing.to_dict() for timing in self.timings],
+            "server_s": {work: tenths(wall) for work, wall in self.server_s.items()},
             "roster": self.roster,
         }
         _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from logging import WARNING
 
@@ -65,6 +65,16 @@ class Timing:
     round: int
     wall_s: float
     slowest_client_s: float
+
+    def to_dict(self) -> dict[str, object]:
+        """As it is written into files: to a tenth of a second."""
+        values = asdict(self)
+        return {**values, "wall_s": tenths(self.wall_s), "slowest_client_s": tenths(self.slowest_client_s)}
+
+
+def tenths(seconds: float) -> float:
+    """To a tenth of a second: finer times would say how many patients were drawn."""
+    return round(seconds, 1)
 
 
 class Conversation:

@@ -6,7 +6,7 @@ Everything here is computed from released values; a reader of the run folder (ou
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import certificate, keys
 from ghostnet.privacy.claim import Claim, claim
-from ghostnet.privacy.statement import NOT_COVERED
+from ghostnet.privacy.statement import not_covered
 from ghostnet.progress import Progress
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler import Sampler, write_sampler
@@ -25,7 +25,7 @@ from ghostnet.sampler_files import CERTIFICATE_FILE, WEIGHTS_FILE
 from ghostnet.utility import classification
 from ghostnet.weights import arrays_sha256, to_arrays
 from server.checkpoint import Checkpoint
-from server.conversation import Hospital, Timing
+from server.conversation import Hospital, Timing, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ def report(outcome: Outcome) -> dict[str, object]:
             "delta": promised.delta,
             "unit": promised.unit,
             "adjacency": promised.adjacency,
+            "protects": promised.protects,
             **_coalition(plan, promised),
             "sites": [
                 {
@@ -119,7 +120,7 @@ def report(outcome: Outcome) -> dict[str, object]:
                 }
                 for hospital in sorted(outcome.hospitals, key=lambda hospital: hospital.name)
             ],
-            "not_covered": list(NOT_COVERED),
+            "not_covered": not_covered(plan),
         },
         "federation": {
             "share": plan.federation.share,
@@ -130,9 +131,9 @@ def report(outcome: Outcome) -> dict[str, object]:
         "utility": _utility(outcome),
         "fidelity": {},
         "timing": {
-            "rounds": [_rounded(timing) for timing in outcome.timings],
-            "server": [{"work": work, "wall_s": wall} for work, wall in outcome.server_s.items()],
-            "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
+            "rounds": [timing.to_dict() for timing in outcome.timings],
+            "server": [{"work": work, "wall_s": tenths(wall)} for work, wall in outcome.server_s.items()],
+            "total_s": tenths(sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values())),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }
@@ -146,12 +147,6 @@ def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
         "epsilon_coalition": promised.epsilon_pld_coalition,
         "epsilon_other_hospital": promised.epsilon_pld_other_hospital,
     }
-
-
-def _rounded(timing: Timing) -> dict[str, object]:
-    """To a tenth of a second: finer times would say how many patients were drawn."""
-    values = asdict(timing)
-    return {**values, "wall_s": round(timing.wall_s, 1), "slowest_client_s": round(timing.slowest_client_s, 1)}
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:

@@ -22,6 +22,7 @@ from ghostnet.privacy.answers import run_requests
 from ghostnet.privacy.certificate import build_certificate, write_certificate
 from ghostnet.privacy.software import installed_software
 from ghostnet.privacy.statement import Lifetime, SiteStatement, plan_epsilons, site_statement
+from ghostnet.privacy.unit import protects
 from ghostnet.sampler import write_sampler
 from ghostnet.sampler_files import WEIGHTS_FILE, file_names, sha256, texts
 from ghostnet.secure_sum import hospitals_sha256
@@ -93,7 +94,8 @@ def requests_of(plan: Plan, record: Mapping[str, np.ndarray], site: str) -> dict
 
 
 def statement_of(plan: Plan, site: str, files: Mapping[str, str], requests: Mapping[str, str], **more: Any) -> Any:
-    """What a hospital signs that has run nothing else."""
+    """What a hospital signs that has run nothing else; `more` are other arguments of `site_statement`."""
+    unit = more.get("unit", plan.privacy.unit)
     pld, rdp = (plan_epsilons(plan)[name] for name in ("epsilon_pld", "epsilon_rdp"))
     given: dict[str, Any] = {
         "site": site,
@@ -101,17 +103,30 @@ def statement_of(plan: Plan, site: str, files: Mapping[str, str], requests: Mapp
         "plan": plan,
         "files": files,
         "requests": requests,
-        "lifetime": Lifetime(epsilon_pld=pld, epsilon_rdp=rdp, max_epsilon=30.0, delta=plan.privacy.delta),
+        "lifetime": Lifetime(
+            epsilon_pld=pld,
+            epsilon_rdp=rdp,
+            max_epsilon=30.0,
+            delta=plan.privacy.delta,
+            protects=protects(unit),
+            adoptions=0,
+        ),
         "software": SOFTWARE,
         "ledger_head": "c" * 64,
         "key": SITES[site],
+        "unit": unit,
         "public_images_sha256": PUBLIC_SHA256 if plan.warm_start.public else "",
     }
     return site_statement(**{**given, **more})
 
 
 def publish(
-    folder: Path, plan: Plan, *, known: tuple[str, ...] = (), requests: Mapping[str, Mapping[str, str]] | None = None
+    folder: Path,
+    plan: Plan,
+    *,
+    known: tuple[str, ...] = (),
+    requests: Mapping[str, Mapping[str, str]] | None = None,
+    **more: Any,
 ) -> Path:
     """Writes a sampler's folder as the coordinator does.
 
@@ -120,6 +135,7 @@ def publish(
         plan: resolved.
         known: pooled: how each hospital knew the others' keys.
         requests: by hospital, what it answered; default everything.
+        more: of every statement (`statement_of`).
     """
     record, generator = transcript_of(plan)
     mean = torch.from_numpy(warm_start.released_mean(sums_of(plan), plan)) if sums_of(plan) else None
@@ -130,7 +146,7 @@ def publish(
     for i, site in enumerate(SITES):
         masked = {"hospitals_sha256": hospitals, "keys": known[i]} if known else None
         answered = (requests or {}).get(site, requests_of(plan, record, site))
-        statements.append(statement_of(plan, site, files, answered, masked_with=masked))
+        statements.append(statement_of(plan, site, files, answered, masked_with=masked, **more))
     write_certificate(folder, build_certificate(plan=plan, statements=statements, server_key=SERVER))
     return folder
 

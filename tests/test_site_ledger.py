@@ -92,10 +92,15 @@ def test_it_tells_path_entries_head_witness_runs_and_what_is_spent(site_file: Pa
         "epsilon_spent": claim(plan).epsilon_pld,
         "epsilon_cap": 12.0,
         "delta": 1e-5,
+        "protects": "per patient, with all their images",
+        "adjacency": "add/remove one patient",
     }
     shown = " ".join(command("ledger", site_file).stdout.split())
     assert "in order" in shown
-    assert "of 12 (delta 1e-05), per patient, add/remove one patient; by this state folder alone" in shown
+    assert (
+        "of 12 (delta 1e-05), per patient, with all their images; add/remove one patient; by this state folder alone"
+        in shown
+    )
 
 
 def test_a_refused_ledger_is_exit_code_8_after_the_table_and_adopted_only_with_a_reason(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostnet.plan import Unit
 from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
 from ghostnet.privacy.chain import Entry
 from ghostnet.privacy.composition import compose
 from ghostnet.privacy.ledger import verify_ledger
+from ghostnet.privacy.unit import adjacency, lifetime_protects, lifetime_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class RunSpend:
 
     run_id: str
     plan_hash: str
+    unit: Unit
     reserved: str  # time of the reservation, UTC
     events: tuple[Event, ...]
     epsilon_pld: float  # of this run alone
@@ -46,13 +49,14 @@ class Adopted:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerAudit:
-    """What `ghostnet audit ledger` prints; epsilon is per patient, adjacency add/remove one patient."""
+    """What `ghostnet audit ledger` prints; `protects` says whom epsilon is about."""
 
     site: str
     head: str
     entries: int
-    unit: str
+    unit: Unit  # the weaker one, where runs have different ones
     adjacency: str
+    protects: str
     runs: tuple[RunSpend, ...]
     epsilon_pld: float  # of all runs together, at the last run's delta; 0 without a run
     epsilon_rdp: float
@@ -86,12 +90,14 @@ def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
     runs = tuple(_row(entry.fields, begun, committed) for entry in entries if entry.kind == "reserve")
     last = runs[-1] if runs else None
     first = entries[0].fields
+    units = [run.unit for run in runs] or [first["unit"]]
     return LedgerAudit(
         site=first["site"],
         head=entries[-1].hash,
         entries=len(entries),
-        unit=first["unit"],
-        adjacency=first["adjacency"],
+        unit=lifetime_unit(units),
+        adjacency=adjacency(lifetime_unit(units)),
+        protects=lifetime_protects(units),
         runs=runs,
         epsilon_pld=last.epsilon_pld_after if last else 0.0,
         epsilon_rdp=last.epsilon_rdp_after if last else 0.0,
@@ -123,6 +129,7 @@ def _row(
     return RunSpend(
         run_id=fields["run"],
         plan_hash=fields["plan_hash"],
+        unit=fields.get("unit", "patient"),
         reserved=fields["time"],
         events=events,
         epsilon_pld=pld,

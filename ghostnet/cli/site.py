@@ -10,6 +10,8 @@ from rich.table import Table
 
 from client.cohort import check_site
 from client.config import SiteConfig, load_site
+from client.intake.unit import data_unit
+from client.policy import check_unit
 from client.prepared import prepared_elsewhere
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
@@ -21,6 +23,7 @@ from ghostnet.errors import DataError, SiteError
 from ghostnet.plan import load_plan
 from ghostnet.privacy import keys
 from ghostnet.privacy.ledger import Ledger
+from ghostnet.privacy.unit import protects
 
 app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
 
@@ -45,22 +48,26 @@ def check(
     folder, and a second site.toml over the same images has its own.
 
     Exit code 0 when there are images to train on, 5 when there are none (the table is printed all the same), 4 when
-    site.toml or a folder cannot be used, 3 for the plan.
+    site.toml or a folder cannot be used, 6 when the plan promises patients and this data names none, 3 for the plan.
     """
-    config = load_site(site_file)
+    config, plan = load_site(site_file), load_plan(plan_file)
+    unit = data_unit(config)
     with progress_bars() as progress:
-        table = check_site(config, load_plan(plan_file).image, progress)
+        table = check_site(config, plan.image, progress)
     quarantine = config.state / "quarantine.csv"
     elsewhere, warnings = _elsewhere(config)
     if as_json:
         steps = [*warnings, *next_steps(table, site=site_file, quarantine=quarantine)]
-        found = {"quarantine": str(quarantine), "prepared_elsewhere": elsewhere, "next": steps}
+        found = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine)}
+        found |= {"prepared_elsewhere": elsewhere, "next": steps}
         results.print_json(data={**table.to_dict(), **found})
     else:
+        results.print(f"This data is protected {protects(unit)}.", highlight=False)
         view = intake_view(table, site=site_file, quarantine=quarantine, warnings=warnings)
         results.print(view, highlight=False)
     if not table.train_images:
         raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
+    check_unit(plan, unit)
 
 
 @app.command("budget")
@@ -80,7 +87,8 @@ def key(site_file: SiteFile) -> None:
     config = load_site(site_file)
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not config.key_path.exists():  # a ledger comes before its key, which then tells that there was one
-        with Ledger.open(config.ledger_path, site=config.name, witness=config.witness_path) as ledger:
+        unit, witness = data_unit(config), config.witness_path
+        with Ledger.open(config.ledger_path, site=config.name, unit=unit, witness=witness) as ledger:
             if not ledger.is_fresh:
                 raise SiteError(f"{config.key_path} is gone and the ledger is not; restore the key from a backup")
     public = keys.public_hex(keys.load_or_create_key(config.key_path))

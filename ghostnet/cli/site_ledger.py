@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from client.config import SiteConfig, load_site
+from client.intake.unit import data_unit
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import results
 from ghostnet.errors import LedgerError
 from ghostnet.privacy import keys
-from ghostnet.privacy.chain import ADJACENCY, MISSING, UNIT
+from ghostnet.privacy.chain import MISSING
 from ghostnet.privacy.ledger import Ledger
 from ghostnet.privacy.ledger_faults import Adoption, inspect_ledger
 
@@ -67,7 +68,8 @@ def _adopt(config: SiteConfig, reason: str, lost: tuple[str, ...]) -> None:
         not config.key_path.exists() and _holds_entries(config) and audit_ledger(config.ledger_path).entries > 1
     )
     adoption = Adoption(reason=reason, lost=lost, missing=("key",) if is_keyless else ())
-    with Ledger.adopt(config.ledger_path, adoption, site=config.name, witness=config.witness_path):
+    unit = data_unit(config)
+    with Ledger.adopt(config.ledger_path, adoption, site=config.name, unit=unit, witness=config.witness_path):
         keys.load_or_create_key(config.key_path)
 
 
@@ -88,6 +90,8 @@ def _report(config: SiteConfig) -> dict[str, Any]:
         "epsilon_spent": 0.0,
         "epsilon_cap": config.policy.max_epsilon,
         "delta": config.policy.delta,
+        "protects": "",  # known of a ledger, not before there is one
+        "adjacency": "",
     }
     try:
         report["why"] = [fault.text for fault in inspect_ledger(config.ledger_path, witness=config.witness_path)]
@@ -111,12 +115,15 @@ def _account(config: SiteConfig) -> dict[str, Any]:
         "runs": [{"run": run.run_id, "reserved": run.reserved, "epsilon_pld": run.epsilon_pld} for run in audit.runs],
         "adoptions": [adoption.to_dict() for adoption in audit.adoptions],
         "epsilon_spent": max(with_all_runs, default=0.0),
+        "protects": audit.protects,
+        "adjacency": audit.adjacency,
     }
 
 
 def _view(report: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     spent = f"{report['epsilon_spent']:.4f} of {report['epsilon_cap']:g} (delta {report['delta']:g})"
+    spent += f", {report['protects']}; {report['adjacency']}" if report["protects"] else ""
     rows: list[tuple[str, str]] = [
         ("ledger", report["path"]),
         ("witness", report["witness"]),
@@ -124,7 +131,7 @@ def _view(report: dict[str, Any]) -> Table:
         *(("  why", why) for why in report["why"]),
         ("entries", str(report["entries"])),
         ("head", report["head"]),
-        ("epsilon spent", f"{spent}, per {UNIT}, {ADJACENCY}; by this state folder alone"),
+        ("epsilon spent", f"{spent}; by this state folder alone"),
     ]
     rows += [("  run", f"{run['run']}  {run['reserved']}  epsilon {run['epsilon_pld']:.4f}") for run in report["runs"]]
     rows += [("adopted", line) for adoption in report["adoptions"] for line in _told(adoption)]

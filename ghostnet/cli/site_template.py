@@ -61,6 +61,7 @@ KEYS: dict[str, Explained] = {
     ),
     "data.labels": Explained(
         text="CSV that says which image has which label. Columns: image, label and, as needed, patient, mask, box. "
+        "Without patient (pictures, NIfTI) only plans that protect each image by itself are taken. "
         "image is a path below the image folder (of a PACS: StudyInstanceUID, or that, a slash and SOPInstanceUID).",
         example="labels.csv",
         kinds=FILES,

@@ -26,7 +26,6 @@ from ghostnet.plan import Plan, plan_from_dict
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import EPSILON_STEP
 from ghostnet.privacy.answers import read_answered
-from ghostnet.privacy.chain import ADJACENCY, UNIT
 from ghostnet.privacy.statement import SiteStatement, mechanism, plan_epsilons, site_statement
 from ghostnet.privacy.statement_checks import (
     check_all_statements,
@@ -37,6 +36,7 @@ from ghostnet.privacy.statement_checks import (
     same,
     statement_looks,
 )
+from ghostnet.privacy.unit import unit_line
 from ghostnet.sampler_files import (
     CARD_FILE,
     CERTIFICATE_FILE,
@@ -313,7 +313,7 @@ def _mechanism(certificate: dict[str, Any], plan: Plan) -> str:
     rest = derived.keys() - plan_epsilons(plan).keys()
     others = sorted(name for name in rest if not same(certificate[name], derived[name]))
     require(not others, f"not what the hospitals signed: {', '.join(others)}")
-    return f"unit {certificate['unit']}, {certificate['adjacency']}"
+    return unit_line(plan.privacy.unit)
 
 
 def _epsilon(certificate: Mapping[str, Any], plan: Plan) -> str:
@@ -325,7 +325,7 @@ def _epsilon(certificate: Mapping[str, Any], plan: Plan) -> str:
     pld = recomputed["epsilon_pld"]
     most = plan.privacy.epsilon + 1.5 * EPSILON_STEP  # calibrated on a machine with another last digit
     require(pld <= most, f"the plan promised {plan.privacy.epsilon}, its events cost {pld}")
-    return f"{certificate['epsilon_pld']:.4f} by PLD at delta {plan.privacy.delta:g}, per {UNIT}, {ADJACENCY}"
+    return f"{certificate['epsilon_pld']:.4f} by PLD at delta {plan.privacy.delta:g}, {unit_line(plan.privacy.unit)}"
 
 
 def _weights(folder: Path, certificate: Mapping[str, Any], plan: Plan, shown: list[Shown]) -> str:

@@ -4,8 +4,8 @@ An entry is one canonical JSON object. It holds its sequence number and the SHA-
 changed, missing, added or moved entry breaks the chain at a place that can be named. The same rules accept a new entry
 and re-read an old one.
 
-    open         first entry: a random identity and the hospital's name
-    reserve      a run's whole cost, charged before its first private read
+    open         first entry: a random identity, the hospital's name and its unit on that day
+    reserve      a run's whole cost, charged before its first private read; "unit" where that was the image
     begin        a request of that run starts to read patient data; from here it is spent
     commit       the request's released bytes are stored, under this digest
     publish      the files of the one sampler that the run publishes, under this digest of their digests
@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghostnet.errors import GhostNetError, LedgerError
+from ghostnet.plan import Unit
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
+from ghostnet.privacy.unit import UNITS, adjacency
 
 FORMAT = 1
-UNIT = "patient"
-ADJACENCY = "add/remove one patient"
 GENESIS = "0" * 64  # "previous" of the first entry
 MAX_REASON = 500  # characters
 
@@ -80,6 +80,7 @@ class Reservation:
     delta: float
     epsilon_pld: float  # all events up to this one
     epsilon_rdp: float
+    unit: Unit  # that the hospital's mechanism protects in this run
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
@@ -124,8 +125,8 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "format": _is(FORMAT),
         "identity": _matches(_HASH),
         "site": _matches(_SITE),
-        "unit": _is(UNIT),
-        "adjacency": _is(ADJACENCY),
+        "unit": lambda value: value in UNITS,
+        "adjacency": lambda value: value in map(adjacency, UNITS),
     },
     "reserve": {
         "run": _matches(_NAME),
@@ -143,6 +144,8 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "countersign": {"head": _matches(_HASH), "server": _matches(_HASH), "signature": _matches(_SIGNATURE)},
     "adopt": {"reason": _matches(_REASON), "missing": _codes, "lost": _hashes},
 }
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {"reserve": {"unit": _is("image")}}
+"""Fields that are left out at their default: of `unit` the patient."""
 
 
 class Chain:
@@ -151,7 +154,9 @@ class Chain:
     def __init__(self) -> None:
         self.site = ""
         self.identity = ""
+        self.adoptions = 0
         self.lost: set[str] = set()  # heads that were seen of entries that an adoption has given up
+        self._opened: tuple[Unit, ...] = ()
         self.heads: list[str] = []  # hash of entry i + 1
         self.reservations: dict[str, Reservation] = {}
         self.requests: dict[tuple[str, str], str] = {}  # (run, request) -> digest, "" while begun
@@ -166,6 +171,11 @@ class Chain:
     def events(self) -> tuple[Event, ...]:
         """Every event that any run has reserved."""
         return tuple(event for reservation in self.reservations.values() for event in reservation.events)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Of every run that has reserved, oldest first; before the first the one that the ledger was opened for."""
+        return tuple(reservation.unit for reservation in self.reservations.values()) or self._opened
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -213,6 +223,7 @@ class Chain:
         fields = entry.fields
         if entry.kind == "open":
             self.site, self.identity = fields["site"], fields["identity"]
+            self._opened = (fields["unit"],)
         elif entry.kind == "reserve":
             self.reservations[fields["run"]] = _reservation(fields)
         elif entry.kind in ("begin", "commit"):
@@ -220,6 +231,7 @@ class Chain:
         elif entry.kind == "publish":
             self.published[fields["run"]] = fields["digest"]
         elif entry.kind == "adopt":
+            self.adoptions += 1
             self.lost.update(fields["lost"])
         self.heads.append(entry.hash)
         self._sequences[entry.hash] = entry.sequence
@@ -227,6 +239,8 @@ class Chain:
     def _check_meaning(self, where: str, kind: str, fields: Mapping[str, Any]) -> None:
         if (kind == "open") != (len(self) == 0):
             raise LedgerError(f"{where}: a ledger starts with one open entry, and holds no other")
+        if kind == "open" and fields["adjacency"] != adjacency(fields["unit"]):
+            raise LedgerError(f"{where}: unit {fields['unit']!r} does not go with adjacency {fields['adjacency']!r}")
         if kind == "reserve":
             self._check_reserve(where, fields)
         elif kind == "begin":
@@ -290,7 +304,8 @@ def _check_fields(where: str, kind: object, fields: Mapping[str, Any]) -> None:
     rules = _FIELDS.get(kind) if isinstance(kind, str) else None
     if rules is None:
         raise LedgerError(f"{where}: a ledger has no such kind of entry")
-    rules = {**_COMMON, **rules}
+    optional = {name: rule for name, rule in _OPTIONAL.get(str(kind), {}).items() if name in fields}
+    rules = {**_COMMON, **rules, **optional}
     odd = set(fields) ^ {*rules, "kind", "previous", "sequence"}
     if odd:
         raise LedgerError(f"{where}: field {min(odd)} is missing or unknown")
@@ -309,4 +324,5 @@ def _reservation(fields: Mapping[str, Any]) -> Reservation:
         delta=fields["delta"],
         epsilon_pld=fields["epsilon_pld"],
         epsilon_rdp=fields["epsilon_rdp"],
+        unit=fields.get("unit", "patient"),
     )

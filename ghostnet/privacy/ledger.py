@@ -31,8 +31,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from ghostnet.errors import BudgetError, LedgerError
+from ghostnet.plan import Unit
 from ghostnet.privacy.accounting import Event, event_to_dict
-from ghostnet.privacy.chain import ADJACENCY, FORMAT, UNIT, Chain, Entry
+from ghostnet.privacy.chain import FORMAT, Chain, Entry
 from ghostnet.privacy.composition import compose
 from ghostnet.privacy.ledger_faults import (
     Adoption,
@@ -63,6 +64,7 @@ from ghostnet.privacy.ledger_witness import (
     default_witness,
     file_identity,
 )
+from ghostnet.privacy.unit import adjacency, lifetime_protects, unit_line
 
 State = Literal["new", "begun", "committed"]
 
@@ -71,25 +73,28 @@ _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded u
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What all reserved events cost one patient together, at one delta."""
+    """What all reserved events cost one patient (or image, as `protects` says) together, at one delta."""
 
     epsilon_pld: float
     epsilon_rdp: float
     events: tuple[Event, ...]
+    protects: str
+    adoptions: int  # where there is one, this may be too little: nobody knows what was lost
 
 
 class Ledger:
     """The open ledger of one hospital; a context manager. Every method raises LedgerError once storage has failed.
 
     Guarantee:
-        Unit: patient, add/remove one. The PLD composition of all events ever reserved here stays <= the limit given
-        with each reservation, whatever crashes. Assumes: private reads happen only between `begin` and `commit` of a
-        request of that reservation, and the disk keeps what it has fsynced.
-        Not covered: a patient seen by two hospitals, or prepared by two state folders; what an adopted ledger has lost;
-        a disk brought back whole, its witness too (a snapshot), until the coordinator's countersigned head is checked.
+        Unit: that of each run's reservation, add/remove one. The PLD composition of all events ever reserved here stays
+        <= the limit given with each reservation, whatever crashes. Assumes: private reads happen only between `begin`
+        and `commit` of a request of that reservation, and the disk keeps what it has fsynced.
+        Not covered: a patient seen by two hospitals, or prepared by two state folders; all images of one patient
+        together in a run whose unit was the image; what an adopted ledger has lost; a disk brought back whole, its
+        witness too (a snapshot), until the coordinator's countersigned head is checked.
     """
 
-    def __init__(self, path: Path, site: str, witness: Path, adoption: Adoption | None = None) -> None:
+    def __init__(self, path: Path, site: str, unit: Unit, witness: Path, adoption: Adoption | None = None) -> None:
         """Use `Ledger.open` or `Ledger.adopt`."""
         self._path = path
         self._witness_path = witness
@@ -103,7 +108,7 @@ class Ledger:
             seen = self._look_around(adoption)
             self._database = connect(path)
             try:
-                self._read(site, seen, adoption)
+                self._read(site, unit, seen, adoption)
             except BaseException:
                 self._database.close()
                 raise
@@ -112,12 +117,13 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, path: Path, *, site: str = "", witness: Path | None = None) -> Ledger:
+    def open(cls, path: Path, *, site: str = "", unit: Unit = "patient", witness: Path | None = None) -> Ledger:
         """Opens the ledger at `path`, or starts one where there never was one; re-checks its whole chain.
 
         Args:
             path: the database, `ledger.sqlite` in the hospital's state folder.
             site: the hospital's name; written into a new ledger, compared with an old one unless empty.
+            unit: of the hospital's data; written into a new ledger. Each reservation names its own.
             witness: the second witness; by default beside the state folder (`default_witness`).
 
         Raises:
@@ -126,10 +132,12 @@ class Ledger:
         """
         path = path.resolve()
         with storage_errors(path):
-            return cls(path, site, witness or default_witness(path))
+            return cls(path, site, unit, witness or default_witness(path))
 
     @classmethod
-    def adopt(cls, path: Path, adoption: Adoption, *, site: str, witness: Path | None = None) -> Ledger:
+    def adopt(
+        cls, path: Path, adoption: Adoption, *, site: str, unit: Unit = "patient", witness: Path | None = None
+    ) -> Ledger:
         """Goes on from the ledger at `path`, or from a new one, although something was seen that is missing.
 
         The first new entry gives the reason and what was missing. Spending that was lost is unknown, and not charged.
@@ -139,7 +147,7 @@ class Ledger:
         """
         path = path.resolve()
         with storage_errors(path):
-            return cls(path, site, witness or default_witness(path), adoption)
+            return cls(path, site, unit, witness or default_witness(path), adoption)
 
     def __enter__(self) -> Ledger:
         return self
@@ -166,6 +174,7 @@ class Ledger:
         epsilon: float,
         delta: float,
         requests: Sequence[str] = (),
+        unit: Unit = "patient",
     ) -> Spent:
         """Charges a run's whole cost; on the disk when this returns. The same reservation again charges nothing.
 
@@ -176,28 +185,34 @@ class Ledger:
             epsilon: the hospital's limit for ALL runs together, composed by PLD.
             delta: at which epsilon is counted.
             requests: the only requests that may begin under this reservation, each once.
+            unit: that the mechanism of this run protects.
 
         Raises:
             BudgetError: B01, all runs with this one would pass `epsilon`; nothing is charged.
-            LedgerError: the run is reserved already for another plan, events or requests; or storage failed.
+            LedgerError: the run is reserved already for another plan, events, requests or unit; or storage failed.
         """
         with self._usable():
             events, requests, epsilon, delta = tuple(events), tuple(requests), _limit(epsilon), _probability(delta)
             if not events:
                 raise LedgerError(f"run {run_id} reserves no event; a run that reads patients has at least one")
             known = self._chain.reservations.get(run_id)
-            if known and (known.plan_hash, known.events, known.requests) != (plan_hash, events, requests):
-                raise LedgerError(f"run {run_id} is reserved already for another plan; give the new run a new id")
+            asked = (plan_hash, events, requests, unit)
+            if known and (known.plan_hash, known.events, known.requests, known.unit) != asked:
+                raise LedgerError(
+                    f"run {run_id} is reserved already for another plan or unit; give the new run a new id"
+                )
             before = self._chain.events
             after = self._composed(before if known else before + events, delta)
             if not after.epsilon_pld <= epsilon:
-                raise _over_budget(run_id, () if known else events, before, limit=epsilon, delta=delta)
+                asked_for = () if known else events
+                raise _over_budget(run_id, asked_for, before, limit=epsilon, delta=delta, unit=unit)
             if known is None:
                 fields = {"run": run_id, "plan_hash": plan_hash, "requests": list(requests), "epsilon": epsilon}
                 fields |= {"delta": delta, "events": [event_to_dict(event) for event in events]}
                 fields |= {"epsilon_pld": after.epsilon_pld, "epsilon_rdp": after.epsilon_rdp}
+                fields |= {"unit": unit} if unit != "patient" else {}
                 self._append("reserve", fields)
-            return after
+            return replace(after, protects=lifetime_protects(self._chain.units))
 
     def begin(self, run_id: str, request: str) -> None:
         """Marks a request as started, on the disk, before it reads a patient: from here it is spent.
@@ -322,7 +337,7 @@ class Ledger:
         self._witnessed = seen.witness
         return seen
 
-    def _read(self, site: str, seen: Seen, adoption: Adoption | None) -> None:
+    def _read(self, site: str, unit: Unit, seen: Seen, adoption: Adoption | None) -> None:
         for _ in replay(read_rows(self._database, self._path), self._chain):
             pass
         if site and self._chain.site and site != self._chain.site:
@@ -334,7 +349,8 @@ class Ledger:
         is_new = len(self._chain) == 0
         if is_new:
             identity = secrets.token_hex(32)
-            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": UNIT, "adjacency": ADJACENCY}
+            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": unit}
+            fields["adjacency"] = adjacency(unit)
             self._append("open", fields, is_witnessed=adoption is None)
         if adoption is not None:
             self._append("adopt", adopt_fields(adoption, found, seen, self._chain))
@@ -382,7 +398,13 @@ class Ledger:
 
     def _composed(self, events: tuple[Event, ...], delta: float) -> Spent:
         pld, rdp = compose(events, delta)
-        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events)
+        return Spent(
+            epsilon_pld=pld,
+            epsilon_rdp=rdp,
+            events=events,
+            protects=lifetime_protects(self._chain.units),
+            adoptions=self._chain.adoptions,
+        )
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -448,12 +470,12 @@ def _with_checked_epsilons(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _over_budget(
-    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float
+    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float, unit: Unit
 ) -> BudgetError:
     spent, asked = compose(before, delta)[0], compose(events, delta)[0]
     return BudgetError(
         f"B01: run {run_id} asks for epsilon {asked:.4f} where {spent:.4f} of {limit:.4f} is spent and "
-        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, per patient, add/remove); "
+        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, {unit_line(unit)}); "
         "ask for fewer steps or more noise"
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ghostnet.errors import VerifyError
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import (
     EPSILON_STEP,
@@ -25,25 +25,32 @@ from ghostnet.privacy.accounting import (
     repeat_for_hospitals,
 )
 from ghostnet.privacy.answers import answered_events, answered_words
-from ghostnet.privacy.chain import ADJACENCY, UNIT
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import coalition_events, other_hospital_events
 from ghostnet.privacy.software import Software
+from ghostnet.privacy.unit import UNITS, protects, unit_facts
 
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
 SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
 NOT_COVERED = (
     "other runs on the same patients, but those on the hospital's own ledger: lifetime in its statement adds these up",
     "a patient seen by more hospitals than the plan's hospitals_per_patient",
+    "one person under several identifiers: each counts as a patient of their own",
     "what a hospital's software released if it was not this code, unchanged",
     "facts about a population that hold whether or not any one patient took part",
+)
+
+IMAGE_NOT_COVERED = (
+    "per image: all images of one person together; for k of them epsilon is up to k times as large, and delta more",
+    "per image: one image of several of a patient, at a hospital whose data names patients; there the patient with all "
+    "their images is the unit, as its statement says",
 )
 
 FORMAT = "ghostnet-statement/2"
 SiteStatement = dict[str, Any]  # the keys of `statement_keys`
 STATEMENT_KEYS = frozenset(
-    "format site run_id plan_hash files answered spent events epsilon_pld epsilon_rdp delta reserved lifetime software "
-    "ledger_head public_key signature".split()
+    "format site run_id plan_hash files answered spent events epsilon_pld epsilon_rdp delta unit protects reserved "
+    "lifetime software ledger_head public_key signature".split()
 )
 
 RELEASED = {
@@ -59,12 +66,14 @@ POOLED_NOT_COVERED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Lifetime:
-    """What all runs ever reserved at a hospital cost one patient together, and what it allows at most."""
+    """What all runs ever reserved at a hospital cost together, and what it allows at most."""
 
     epsilon_pld: float
     epsilon_rdp: float
     max_epsilon: float  # by PLD
     delta: float  # of all three
+    protects: str  # whom the sum is about (`unit.lifetime_protects`)
+    adoptions: int  # of its ledger, each for want of entries: where there is one, earlier runs may be missing
 
 
 def statement_keys(plan: Plan) -> frozenset[str]:
@@ -85,6 +94,7 @@ def site_statement(
     software: Software,
     ledger_head: str,
     key: Ed25519PrivateKey,
+    unit: Unit,
     public_images_sha256: str = "",
     masked_with: dict[str, str] | None = None,
 ) -> SiteStatement:
@@ -100,14 +110,20 @@ def site_statement(
         software: what is installed here.
         ledger_head: the ledger's head after the run's last commit.
         key: the hospital's key.
+        unit: that the hospital's mechanism protected; never weaker than the plan's.
         public_images_sha256: what the coordinator says the generator started from; "" where the plan names no images.
         masked_with: pooled: who the hospitals of the run were, and how their keys were known (`client.masking`).
 
+    Raises:
+        VerifyError: the unit is weaker than the plan's, or an epsilon is not finite.
+
     Guarantee:
-        Unit: patient, add/remove one. Says what the answers of this run cost together at one hospital, what the run
-        reserved, and what all runs did. Every epsilon is rounded up (`certified`).
-        Not covered: see NOT_COVERED.
+        Unit: `unit`, add/remove one; of `lifetime` that which it says. Says what the answers of this run cost together
+        at one hospital, what the run reserved, and what all runs did. Every epsilon is rounded up (`certified`).
+        Not covered: see `not_covered`.
     """
+    if not _at_least(unit, plan):
+        raise VerifyError(f"unit {unit!r} is weaker than the plan's {plan.privacy.unit!r}; nothing is signed about it")
     words = answered_words(requests)
     events = answered_events(plan, [request for request, digest in requests.items() if digest])
     pld, rdp = events_epsilons(events, plan.privacy.delta)
@@ -122,13 +138,9 @@ def site_statement(
         "epsilon_pld": certified(pld),
         "epsilon_rdp": certified(rdp),
         "delta": plan.privacy.delta,
+        **statement_unit(unit),
         "reserved": certified_plan(plan),
-        "lifetime": {
-            "epsilon_pld": certified(lifetime.epsilon_pld),
-            "epsilon_rdp": certified(lifetime.epsilon_rdp),
-            "max_epsilon": float(lifetime.max_epsilon),
-            "delta": float(lifetime.delta),
-        },
+        "lifetime": _certified_lifetime(lifetime),
         "software": dict(software),
         "ledger_head": ledger_head,
         "public_key": keys.public_hex(key),
@@ -156,12 +168,53 @@ def certified_plan(plan: Plan) -> dict[str, float]:
     return {name: certified(value) for name, value in plan_epsilons(plan).items()}
 
 
+def _certified_lifetime(lifetime: Lifetime) -> dict[str, Any]:
+    return {
+        "epsilon_pld": certified(lifetime.epsilon_pld),
+        "epsilon_rdp": certified(lifetime.epsilon_rdp),
+        "max_epsilon": float(lifetime.max_epsilon),
+        "delta": float(lifetime.delta),
+        "protects": lifetime.protects,
+        "adoptions": lifetime.adoptions,
+    }
+
+
+def statement_unit(unit: Unit) -> dict[str, str]:
+    """A statement's words about the unit; `unit_facts` without the adjacency, which follows."""
+    return {"unit": unit, "protects": protects(unit)}
+
+
+def signed_unit(statement: SiteStatement, plan: Plan) -> Unit:
+    """The unit that a statement says.
+
+    Raises:
+        VerifyError: it is no unit, in other words than the unit's own, or weaker than the plan's.
+    """
+    for unit in UNITS:
+        if statement_unit(unit) == {name: statement[name] for name in statement_unit(unit)} and _at_least(unit, plan):
+            return unit
+    raise VerifyError(f"it protects {statement['unit']!r}, which is not the plan's {plan.privacy.unit!r}")
+
+
+def _at_least(unit: Unit, plan: Plan) -> bool:
+    """Whether a unit is the plan's or the patient, who covers more than an image."""
+    return unit in ("patient", plan.privacy.unit)
+
+
+def not_covered(plan: Plan) -> list[str]:
+    """What nobody may read into a plan's epsilon."""
+    return [
+        *NOT_COVERED,
+        *(IMAGE_NOT_COVERED if plan.privacy.unit == "image" else ()),
+        *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
+    ]
+
+
 def mechanism(plan: Plan) -> dict[str, Any]:
     """The certificate's words and numbers about what was done to each patient; they follow from the plan alone."""
     privacy = plan.privacy
     return {
-        "unit": UNIT,
-        "adjacency": ADJACENCY,
+        **unit_facts(privacy.unit),
         "mechanism": MECHANISM,
         "sampling": SAMPLING,
         "noise_multiplier": privacy.noise_multiplier,
@@ -175,10 +228,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
             "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
             "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
         },
-        "not_covered": [
-            *NOT_COVERED,
-            *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
-        ],
+        "not_covered": not_covered(plan),
         **_federation(plan),
     }
 

@@ -15,7 +15,15 @@ from ghostnet.privacy.accounting import EPSILON_STEP, event_from_dict, event_to_
 from ghostnet.privacy.answers import answered_events, read_answered
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.software import PACKAGES
-from ghostnet.privacy.statement import FORMAT, SiteStatement, events_epsilons, plan_epsilons, statement_keys
+from ghostnet.privacy.statement import (
+    FORMAT,
+    SiteStatement,
+    events_epsilons,
+    plan_epsilons,
+    signed_unit,
+    statement_keys,
+)
+from ghostnet.privacy.unit import UNITS, lifetime_protects, protects
 from ghostnet.sampler_files import file_names
 from ghostnet.secure_sum import hospitals_sha256
 
@@ -25,6 +33,7 @@ Look = tuple[str, Callable[[], str]]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
 _SOFTWARE = {"ghostnet", "ghostnet_sha256", "client_sha256", "python", *PACKAGES}
+_LIFETIME = {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta", "protects", "adoptions"}
 _SPENT_SHOWN = 5  # of the requests that died, before "..."
 
 
@@ -133,7 +142,7 @@ def _plan(statement: SiteStatement, certificate: Mapping[str, Any], plan: Plan) 
         require(digest == certificate["public_images"]["sha256"], "its public images are not the certificate's")
     head = statement["ledger_head"]
     require(isinstance(head, str) and bool(_SHA256.fullmatch(head)), "ledger_head is no SHA-256")
-    return f"ledger head {head}"
+    return f"{protects(signed_unit(statement, plan))}; ledger head {head}"
 
 
 def _answers(statement: SiteStatement, plan: Plan) -> str:
@@ -160,19 +169,28 @@ def _epsilon(statement: SiteStatement, plan: Plan) -> str:
     require(set(reserved) == set(recomputed), "reserved is not every epsilon of the plan")
     for name, value in recomputed.items():
         not_understated(f"reserved.{name}", reserved[name], value)
+    return (
+        f"what it answered costs {statement['epsilon_pld']:.4f} by PLD, {statement['epsilon_rdp']:.4f} by RDP; the run "
+        f"reserved {reserved['epsilon_pld']:.4f}; {_lifetime(statement, plan)}"
+    )
+
+
+def _lifetime(statement: SiteStatement, plan: Plan) -> str:
     lifetime = statement["lifetime"]
-    require(set(lifetime) == {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta"}, "lifetime lacks or adds a number")
+    require(set(lifetime) == _LIFETIME, "lifetime lacks or adds a value")
     cap, delta = lifetime["max_epsilon"], lifetime["delta"]
     require(all(isinstance(x, float) and x > 0 for x in (cap, delta)) and delta < 1, "the hospital's cap is no number")
     at_cap = events_epsilons(tuple(plan_events(plan)), delta)  # this run is one of all runs
     not_understated("lifetime.epsilon_pld", lifetime["epsilon_pld"], at_cap[0])
     not_understated("lifetime.epsilon_rdp", lifetime["epsilon_rdp"], at_cap[1])
-    spent = lifetime["epsilon_pld"]
+    spent, words, adoptions = (lifetime[name] for name in ("epsilon_pld", "protects", "adoptions"))
     require(spent <= cap + 1.5 * EPSILON_STEP, f"all its runs cost {spent}, past its own cap {cap}")
-    return (
-        f"what it answered costs {statement['epsilon_pld']:.4f} by PLD, {statement['epsilon_rdp']:.4f} by RDP; the run "
-        f"reserved {reserved['epsilon_pld']:.4f}; all runs on its ledger {spent:.4f} of {cap:g} at delta {delta:g}"
-    )
+    unit = signed_unit(statement, plan)  # of this run: the others were of that unit too, or of both
+    known = (lifetime_protects([unit]), lifetime_protects(UNITS))
+    require(words in known, f"all its runs protect {str(words)[:80]!r}, which does not go with this one's {unit!r}")
+    require(type(adoptions) is int and adoptions >= 0, f"adoptions = {str(adoptions)[:80]} is no count")
+    told = f"all runs on its ledger {spent:.4f} of {cap:g} at delta {delta:g}, {words}"
+    return f"{told}; its ledger was ADOPTED {adoptions} time(s): earlier runs may be missing" if adoptions else told
 
 
 def _software(statement: SiteStatement) -> str:

@@ -139,10 +139,17 @@ def test_a_plan_that_costs_more_than_it_says_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['unit = "image"', 'unit = "record"', 'adjacency = "replace one"', "dp = false", "secure_mode = false"]
+    ("line", "said"),
+    [
+        ('unit = "record"', "privacy.unit"),
+        ('unit = "Image"', "privacy.unit"),
+        ('adjacency = "replace one"', "unknown key privacy"),
+        ("dp = false", "unknown key privacy"),
+        ("secure_mode = false", "unknown key privacy"),
+    ],
 )
-def test_a_plan_has_no_word_for_a_weaker_unit(line: str) -> None:
-    with pytest.raises(PlanError, match="unknown key privacy"):
+def test_a_plan_has_no_other_unit_or_adjacency(line: str, said: str) -> None:
+    with pytest.raises(PlanError, match=said):
         parse_plan(tiny_plan_text(epsilon=f"epsilon = 20.0\n{line}"))
 
 

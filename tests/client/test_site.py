@@ -152,6 +152,20 @@ def test_neither_does_a_line_of_a_table(tmp_path: Path, plan: Plan, line: bytes 
     assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
 
 
+def test_a_table_without_patients_serves_plans_per_image_only(tmp_path: Path, plan: Plan) -> None:
+    (tmp_path / "images").mkdir()
+    for seed, name in enumerate("ab"):
+        write_png(tmp_path / f"images/{name}.png", eight_bit(seed))
+    (tmp_path / "labels.csv").write_text("image,label\na.png,plain\nb.png,striped\n")
+    (tmp_path / "site.toml").write_text(TABLE_SITE)
+    site, run_id = Site(load_site(tmp_path / "site.toml")), secrets.token_hex(16)
+    with pytest.raises(PolicyError, match="P19"):
+        site.join(plan, run_id)
+    per_image = resolve(dataclasses.replace(plan, privacy=dataclasses.replace(plan.privacy, unit="image")))
+    site.join(per_image, run_id)
+    assert site.warm_start(per_image, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+
+
 def test_nor_does_the_last_row_of_a_file(site_file: Path, plan: Plan) -> None:
     columns = dict(np.load(site_file.parent / "data.npz"))
     np.savez(site_file.parent / "data.npz", **{name: column[:0] for name, column in columns.items()})
@@ -453,8 +467,7 @@ def _ask(site_file: Path, plan: Plan, kind: str, **config: str | int) -> Message
 
 def test_an_error_leaves_the_hospital_as_a_fixed_sentence_only(site_file: Path, plan: Plan) -> None:
     (site_file.parent / "data.npz").write_bytes(b"JANE DOE 1961-02-03")
-    assert not _ask(site_file, plan, protocol.JOIN).has_error()
-    reply = _ask(site_file, plan, protocol.WARM_START)
+    reply = _ask(site_file, plan, protocol.JOIN)
     assert reply.has_error()
     reason = reply.error.reason
     identifier = reason.rpartition(" ")[2]

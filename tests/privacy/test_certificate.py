@@ -32,7 +32,8 @@ from ghostnet.privacy.certificate import (
 )
 from ghostnet.privacy.claim import claim, plan_events
 from ghostnet.privacy.events import PoissonGaussianSteps, coalition_events
-from ghostnet.privacy.statement import STATEMENT_KEYS, mechanism, plan_epsilons
+from ghostnet.privacy.statement import STATEMENT_KEYS, Lifetime, mechanism, plan_epsilons
+from ghostnet.privacy.unit import UNITS, lifetime_protects, protects
 from ghostnet.weights import to_bytes
 from tests.plans import tiny_plan
 from tests.samplers import (
@@ -290,6 +291,13 @@ def lower(statement: dict[str, Any], *path: str, by: float) -> None:
         (lambda s: s["reserved"].pop("epsilon_rdp"), "epsilon"),
         (lambda s: lower(s, "lifetime", "epsilon_pld", by=1.9e-4), "epsilon"),
         (lambda s: s["lifetime"].update(max_epsilon=1.0), "epsilon"),
+        (lambda s: s["lifetime"].update(protects="anonymous"), "epsilon"),
+        (lambda s: s["lifetime"].update(protects=protects("image")), "epsilon"),
+        (lambda s: s["lifetime"].pop("adoptions"), "epsilon"),
+        (lambda s: s["lifetime"].update(adoptions=-1), "epsilon"),
+        (lambda s: s["lifetime"].update(adoptions=False), "epsilon"),
+        (lambda s: s.update(unit="image", protects=protects("image")), "plan"),
+        (lambda s: s.update(protects="anonymous"), "plan"),
         (lambda s: s.update(delta=1e-3), "plan"),
         (lambda s: s.update(files={**s["files"], "samples.png": "0" * 64}), None),
         (lambda s: s.update(plan_hash="0" * 64), "plan"),
@@ -560,6 +568,24 @@ def test_a_request_that_died_is_listed_as_charged_without_an_answer(tmp_path: Pa
     statement = certificate["statements"][0]
     assert statement["epsilon_pld"] < statement["reserved"]["epsilon_pld"]
     assert statement["events"][-1]["steps"] == plan().round_steps(2)
+
+
+def test_a_lifetime_epsilon_on_an_adopted_ledger_says_that_earlier_runs_may_be_missing(tmp_path: Path) -> None:
+    for adoptions, told in ((0, False), (2, True)):
+        lifetime = Lifetime(
+            epsilon_pld=25.0,
+            epsilon_rdp=29.0,
+            max_epsilon=30.0,
+            delta=1e-5,
+            protects=lifetime_protects(UNITS),  # an earlier run of it was per image
+            adoptions=adoptions,
+        )
+        checks = verify_sampler(publish(tmp_path / str(adoptions), plan(), lifetime=lifetime), trusted_keys=TRUSTED)
+        assert failed(checks) == set()
+        (said,) = (check.detail for check in checks if check.name == "statement north: epsilon")
+        assert "per image: in some runs this data named no patients" in said
+        assert ("its ledger was ADOPTED 2 time(s): earlier runs may be missing" in said) == told
+        assert ("ADOPTED" in said) == told
 
 
 def test_it_ends_with_what_a_certificate_does_not_show(folder: Path, tmp_path: Path) -> None:
