@@ -33,7 +33,8 @@ from ghostnet.privacy.unit import UNITS, protects, unit_facts
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
 SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
 NOT_COVERED = (
-    "other runs on the same patients, but those on the hospital's own ledger: lifetime in its statement adds these up",
+    "other runs on the same patients, but those on the hospital's own ledger: lifetime in its statement adds these up, "
+    "without what a ledger that was adopted had lost",
     "a patient seen by more hospitals than the plan's hospitals_per_patient",
     "one person under several identifiers: each counts as a patient of their own",
     "what a hospital's software released if it was not this code, unchanged",

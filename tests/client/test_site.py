@@ -28,6 +28,7 @@ from ghostnet.plan import Plan
 from ghostnet.privacy.claim import plan_events, resolve
 from ghostnet.privacy.events import event_to_dict
 from ghostnet.privacy.ledger import Ledger, verify_ledger
+from ghostnet.privacy.ledger_faults import Adoption
 from ghostnet.privacy.software import installed_software
 from ghostnet.privacy.statement import certified
 from ghostnet.utility import classifier
@@ -367,6 +368,24 @@ def test_a_statement_lists_what_was_answered_and_what_all_runs_cost(site_file: P
     assert part["lifetime"]["epsilon_pld"] > 1.2 * whole["lifetime"]["epsilon_pld"]
     assert (part["lifetime"]["max_epsilon"], part["lifetime"]["delta"]) == (25.0, 1e-5)
     assert part["software"] == installed_software(Path(client.site.__file__).parent)
+
+
+def test_a_statement_on_an_adopted_ledger_says_so(site_file: Path, plan: Plan) -> None:
+    site_file.write_text(SITE.format(epsilon=25.0))
+    config, generator, counted = load_site(site_file), to_arrays(build_generator(plan)), []
+    for _ in range(3):
+        run_id = secrets.token_hex(16)
+        site = Site(config)
+        site.join(plan, run_id)
+        _, statement = site.finish(plan, run_id, generator, _classifier(plan), publication(plan, run_id, generator))
+        counted.append((statement["lifetime"]["adoptions"], statement["lifetime"]["epsilon_pld"]))
+        for file in (config.ledger_path, config.ledger_path.with_suffix(".head")):
+            file.unlink()
+        Ledger.adopt(
+            config.ledger_path, Adoption(reason="the disk burnt"), site=config.name, witness=config.witness_path
+        ).close()
+    assert [adoptions for adoptions, _ in counted] == [0, 1, 1]  # the adoption that is known is the new ledger's own
+    assert len({epsilon for _, epsilon in counted}) == 1  # what was lost is in none of them
 
 
 def _classifier(plan: Plan) -> dict[str, np.ndarray]:
