@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, load_site
+from client.requests import Publication
 from client.site import Site
 from ghostnet import protocol
 from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError, SpentError
@@ -29,6 +30,7 @@ from ghostnet.progress import Progress, silent
 from ghostnet.secure_sum import MOST_CHARACTERS
 
 MAX_PLAN_CHARACTERS = 100_000
+MAX_FILES_CHARACTERS = 2_000
 REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -78,8 +80,10 @@ def build_app(*, sites: Sequence[Path] = (), progress: Progress = silent, keep_l
 
 
 def _join(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
-    joined = site.join(plan, run_id, known_head=_text(message, "known-head", limit=64))
+    known = protocol.read_known_heads(_text(message, "known-heads", limit=protocol.MAX_KNOWN_CHARACTERS))
+    joined = site.join(plan, run_id, known_heads=known)
     said = {"name": joined.name, "public-key": joined.public_key, "ledger-head": joined.ledger_head}
+    said["join-signature"] = joined.signature
     if joined.mask_key:
         said |= {"mask-key": joined.mask_key, "mask-key-signature": joined.mask_key_signature}
     return _config(said)
@@ -105,12 +109,12 @@ def _step(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
 
 
 def _finish(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
+    files = json.loads(_text(message, protocol.FILES, limit=MAX_FILES_CHARACTERS))
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise FederationError("the files to sign are not a JSON object of digests by name")
+    publication = Publication(files=files, public_images_sha256=_text(message, protocol.PUBLIC_IMAGES, limit=64))
     counts, statement = site.finish(
-        plan,
-        run_id,
-        _arrays(message, protocol.ARRAYS),
-        _arrays(message, protocol.PUBLIC),
-        _text(message, "weights-sha256", limit=64),
+        plan, run_id, _arrays(message, protocol.ARRAYS), _arrays(message, protocol.PUBLIC), publication
     )
     return _with_head(site, {protocol.ARRAYS: _record(counts)}, statement=json.dumps(statement))
 
@@ -122,6 +126,9 @@ def _answered(message: Message, handler: Handler, open_site: Callable[[], Site])
         site = open_site()
         log = _site_log(site.config.state / "site.log")
         plan, run_id = _plan_and_run(message)
+        known_head = _text(message, "known-head", limit=64)
+        if known_head:
+            site.check_head(known_head)
         with _heard(log):
             content = handler(site, plan, run_id, message)
         _countersign(site, message)

@@ -8,6 +8,7 @@ patient and kept between patients.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ from client.intake.rows import Row, Rows
 from client.intake.sources import read_source
 from client.intake.table import IntakeTable, write_table
 from client.intake.task import Limits
+from client.intake.unit import data_unit
 from client.intake.withdrawn import REVIEW, forget_fetched, forget_review
+from client.prepared import note_prepared
 from client.secrets import load_or_create_secret
 from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, SiteError
@@ -77,7 +80,8 @@ def load_cohorts(
         DataError: an array or table does not fit the plan; if strict, also for one row, or when no image is left.
 
     Guarantee:
-        Unit: patient. A patient's rows depend on this patient's files, the plan and the secret only.
+        Unit: patient, or the image where the data names no patients. A patient's rows depend on this patient's files,
+        the plan and the secret only.
         Not covered: one person under two patient identifiers; strict refusals.
     """
     rows, kept = _take_in(config, image, secret, progress, limits, workers, strict)
@@ -128,6 +132,7 @@ def _take_in(
     """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
     try:
         config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_withdrawal(config)
         excluded = read_exclusions(config.cohort.exclude, secret) if config.cohort.exclude else frozenset()
         rows = read_source(
             config,
@@ -140,6 +145,7 @@ def _take_in(
             strict=strict,
         )
         rows = _forget(config, secret, rows, excluded, limits or Limits())
+        _note_prepared(config, rows)
     except OSError as error:
         raise SiteError(
             f"the data or the state folder of {config.source} failed ({error.strerror or error.__class__.__name__}); "
@@ -153,6 +159,23 @@ def _take_in(
             seen.add(pixels)
             kept.append(row)
     return rows, kept
+
+
+def _note_prepared(config: SiteConfig, rows: Rows) -> None:
+    """For `site check` of another site.toml; whether it can be kept decides over no intake."""
+    try:
+        note_prepared(config.state, [row.source for row in rows.taken])
+    except SiteError as error:
+        logging.getLogger("ghostnet.site").warning("%s", error)
+
+
+def _check_withdrawal(config: SiteConfig) -> None:
+    """Refuses a list of patients where the data names none: going on would train on people who said no."""
+    if config.cohort.exclude is not None and data_unit(config) == "image":
+        raise SiteError(
+            f"[cohort].exclude in {config.source} lists patients, and this data names none; give it a column patient, "
+            "or take the images of people who have withdrawn out of [data].path and remove the key"
+        )
 
 
 def _forget(config: SiteConfig, secret: bytes, rows: Rows, excluded: frozenset[str], limits: Limits) -> Rows:

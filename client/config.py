@@ -16,6 +16,8 @@ from client.intake.pacs_config import PacsSpec, check_pacs
 from client.policy import PolicySpec
 from ghostnet.errors import SiteError
 from ghostnet.privacy import keys
+from ghostnet.privacy.ledger_faults import KEY_NAME
+from ghostnet.privacy.ledger_witness import default_witness
 from ghostnet.tables import check_number, read_table
 
 Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
@@ -114,9 +116,14 @@ class SiteConfig:
         return self.state / "ledger.sqlite"
 
     @property
+    def witness_path(self) -> Path:
+        """The ledger's second witness, outside the state folder."""
+        return self.policy.witness or default_witness(self.ledger_path)
+
+    @property
     def key_path(self) -> Path:
         """The private key that the hospital signs with."""
-        return self.state / "site.key"
+        return self.state / KEY_NAME
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -192,6 +199,7 @@ def _absolute(config: SiteConfig, source: Path) -> SiteConfig:
         ),
         pacs=None if config.pacs is None else config.pacs.beside(beside),
         cohort=dataclasses.replace(cohort, exclude=absolute(cohort.exclude)),
+        policy=dataclasses.replace(config.policy, witness=absolute(config.policy.witness)),
         source=source.resolve(),
     )
 
@@ -209,6 +217,10 @@ def _check(config: SiteConfig, source: str) -> None:
     if data.kind != "pacs" and (config.state == data.path or (folder and config.state.is_relative_to(data.path))):
         raise SiteError(
             f"state lies inside [data].path, where it would be read as images; move one of them in {source}"
+        )
+    if config.witness_path.is_relative_to(config.state):
+        raise SiteError(
+            f"[policy].witness lies inside the state folder and would be restored together with it; move it in {source}"
         )
     _check_labels(config.labels, data, source)
     if config.pacs is not None:

@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.masking import known_peers
 from ghostnet.errors import GhostNetError, PolicyError
 from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
-from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan
+from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
 from ghostnet.privacy.accounting import epsilon_pld
 from ghostnet.privacy.claim import claim, plan_events
 from ghostnet.privacy.events import Event, SharedNoiseSteps, coalition_events
@@ -64,6 +65,7 @@ class PolicySpec:
     # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
     peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
     approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
+    witness: Path | None = None  # the ledger's second witness, a file outside the state folder; None: beside it
     allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
 
 
@@ -95,6 +97,28 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
     if refusals:
         raise PolicyError("; ".join(refusals))
     check_coalition(plan_events(plan), policy)
+
+
+def check_unit(plan: Plan, unit: Unit) -> None:
+    """Refuses a plan that says "patient" where the hospital's data names none.
+
+    A plan with unit "image" runs on data that names patients: the mechanism groups by patient whatever the plan says,
+    and the hospital signs that unit. The other way round each image would count as a patient, and the certificate say
+    more than holds.
+
+    Args:
+        plan: the plan.
+        unit: that this hospital's data can protect, by the form of its source alone (`client.intake.unit`).
+
+    Raises:
+        PolicyError: P19.
+    """
+    if plan.privacy.unit == "patient" and unit == "image":
+        raise PolicyError(
+            "P19: [privacy].unit = 'patient' promises more than this hospital's data can hold: it names no patients. "
+            "Give its source a patient for each image (the column patient), or agree on a plan with "
+            'unit = "image" in [privacy]'
+        )
 
 
 def _number(value: object) -> float:

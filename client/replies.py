@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError
-from ghostnet.weights import Arrays
+from ghostnet.weights import Arrays, to_bytes
 
 
 def write_reply(path: Path, arrays: Arrays) -> str:
-    """Stores an answer durably and returns its SHA-256, for the ledger's commit."""
-    data = save(arrays)
+    """Stores an answer durably and returns its SHA-256 (`weights.arrays_sha256`), for the ledger's commit."""
+    data = to_bytes(arrays)
     write_durably(path, data)
     sync_folder(path.parent)
     return hashlib.sha256(data).hexdigest()

@@ -1,32 +1,33 @@
-"""What a coordinator may ask of a hospital in one run, and the public arrays that its requests carry.
+"""The public values that a coordinator's requests carry, checked against the plan before anything is spent on them.
 
-Nothing here reads a patient: these are checks of what arrived, and names for the ledger.
+Nothing here reads a patient.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ghostnet import protocol, warm_start
+from ghostnet.errors import DataError
 from ghostnet.plan import Plan
+from ghostnet.privacy import keys
+from ghostnet.sampler_files import WEIGHTS_FILE, file_names, sha256, texts
 from ghostnet.utility import classifier
-from ghostnet.weights import check_arrays, load_arrays
+from ghostnet.weights import Arrays, arrays_sha256, check_arrays, load_arrays
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def public_stream(name: str) -> int:
     """A public number of this hospital, so that two hospitals draw different fakes."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-
-
-def run_requests(plan: Plan) -> tuple[str, ...]:
-    """Everything that a run of this plan may ask of the patients, each once."""
-    first = ("warm_start",) if plan.warm_start.noise_multiplier > 0 else ()
-    name, count = ("step", plan.privacy.steps) if plan.federation.is_pooled else ("round", plan.federation.rounds)
-    return (*first, *(f"{name}-{number}" for number in range(1, count + 1)), "finish")
 
 
 def received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor | None:
@@ -38,6 +39,43 @@ def received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor 
     mean = torch.from_numpy(np.array(arrays[protocol.RELEASED_MEAN]))
     warm_start.class_means(mean, plan)
     return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What the coordinator says that it will publish: the hospital signs it, once in a run."""
+
+    files: Mapping[str, str]  # SHA-256 of every file of the sampler but the certificate, hex, by name
+    public_images_sha256: str = ""  # of the public images that the generator started from; "" = none
+
+    def sha256(self) -> str:
+        """One digest for all of it, for the ledger."""
+        return hashlib.sha256(keys.canonical_json(dataclasses.asdict(self))).hexdigest()
+
+
+def check_publication(
+    publication: Publication, plan: Plan, run_id: str, generator: Arrays, released_mean: torch.Tensor | None
+) -> None:
+    """Refuses digests of files that are not those of this run's sampler.
+
+    The weights must be those received; config.json and README.md exactly what plan, run, weights and released prior
+    give. Of samples.png and transcript.safetensors the digest alone is known here; `ghostnet verify` checks the latter.
+
+    Raises:
+        DataError: names the file.
+    """
+    files, names = publication.files, file_names(plan)
+    if set(files) != names or not all(_SHA256.fullmatch(digest) for digest in files.values()):
+        raise DataError(f"the digests to sign are of {sorted(files)}, not one SHA-256 of each of {sorted(names)}")
+    if bool(plan.warm_start.public) != bool(_SHA256.fullmatch(publication.public_images_sha256)):
+        raise DataError("the public images to sign are not named by a SHA-256, where the plan has some and only there")
+    if arrays_sha256(generator) != files[WEIGHTS_FILE]:
+        raise DataError("the digest to sign is not that of the generator received; send matching weights")
+    drawn = warm_start.with_released_prior(plan, released_mean)
+    expected = texts(plan, run_id=run_id, weights_sha256=files[WEIGHTS_FILE], label_prior=drawn.image.label_prior)
+    for name, content in expected.items():
+        if sha256(content) != files[name]:
+            raise DataError(f"the digest of {name} to sign is not that of what plan, run, weights and prior give")
 
 
 def received_classifier(plan: Plan, public: Mapping[str, np.ndarray]) -> tuple[torch.nn.Module, torch.Tensor | None]:

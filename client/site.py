@@ -10,41 +10,50 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
-import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cohort import Cohorts, load_cohorts
 from client.config import SiteConfig
+from client.intake.unit import data_unit
 from client.masking import RunMasks
-from client.policy import check_coalition, check_plan
+from client.policy import check_coalition, check_plan, check_unit
 from client.replies import read_reply, write_reply
-from client.requests import public_stream, received_classifier, received_mean, run_requests
+from client.requests import (
+    Publication,
+    check_publication,
+    public_stream,
+    received_classifier,
+    received_mean,
+)
 from client.secrets import load_or_create_secret
 from ghostnet import pooled, protocol, warm_start
 from ghostnet.cohort import Cohort
-from ghostnet.errors import DataError, LedgerError, SpentError
+from ghostnet.errors import LedgerError, SpentError
 from ghostnet.local_state import LocalState
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy import keys, releases
+from ghostnet.privacy.answers import run_requests
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.ledger import Ledger
+from ghostnet.privacy.ledger_faults import RUNS_NAME
 from ghostnet.privacy.noise import SystemEntropy
-from ghostnet.privacy.statement import site_statement
+from ghostnet.privacy.software import installed_software
+from ghostnet.privacy.statement import Lifetime, plan_epsilons, site_statement
 from ghostnet.progress import Progress, silent
 from ghostnet.training import train_round
 from ghostnet.utility import classification
-from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
+from ghostnet.weights import Arrays, join_pair, load_arrays, split_pair
 
 Answer = Callable[[], Arrays]
-SIGNED = "signed_weights"  # beside a stored last answer: the digest that its statement is about; it is not sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,7 @@ class Joined:
     name: str
     public_key: str
     ledger_head: str
+    signature: str  # under `protocol.join_document`: the key is this hospital's own
     mask_key: str = ""  # pooled: this run's, and the hospital's signature under it
     mask_key_signature: str = ""
 
@@ -67,10 +77,12 @@ class Site:
         keep_ledger_open: between the steps of a pooled run; for a process that serves all requests of a run.
 
     Guarantee:
-        Unit: patient, add/remove one. Everything returned by `warm_start`, `train` and `finish`, and the totals that
-        `step` adds to, are over all runs together within the ledger's (epsilon, delta). Assumes: this process and its
-        disk are not read by others.
-        Not covered: the same patient at another hospital (see certificate.py).
+        Unit: patient, add/remove one; the image where the data names no patients (`client.intake.unit`), which a plan
+        has to say. Everything returned by `warm_start`, `train` and `finish`, and the totals that `step` adds to, are
+        over all runs together within the ledger's (epsilon, delta). Assumes: this process and its disk are not read by
+        others.
+        Not covered: the same patient at another hospital (see certificate.py), or in another state folder: a budget
+        belongs to one state folder, and a second site.toml over the same images has its own.
     """
 
     def __init__(self, config: SiteConfig, *, progress: Progress = silent, keep_ledger_open: bool = False) -> None:
@@ -80,6 +92,7 @@ class Site:
         self._entropy = SystemEntropy()
         self._loaded: tuple[ImageSpec, Cohorts] | None = None
         self._held: Ledger | None = None
+        self._software = installed_software(Path(__file__).resolve().parent)  # as this process has loaded it
 
     def prepare(self, image: ImageSpec) -> Cohorts:
         """Intake, de-identification and preprocessing into the site's cache: the hospital's own doing, asked by nobody.
@@ -103,17 +116,33 @@ class Site:
         secret = load_or_create_secret(self.config.state / "secret.key")
         return load_cohorts(self.config, image, secret, self._progress, strict=strict)
 
-    def join(self, plan: Plan, run_id: str, *, known_head: str = "") -> Joined:
+    def join(
+        self, plan: Plan, run_id: str, *, known_head: str = "", known_heads: Mapping[str, str] = MappingProxyType({})
+    ) -> Joined:
         """Checks the plan against the hospital's policy and reserves the whole run's cost.
+
+        Args:
+            plan: the run's plan.
+            run_id: the run.
+            known_head: the newest head of this hospital that the coordinator knows; "" where it knows none.
+            known_heads: or such heads of many hospitals, each under `protocol.head_tag`.
 
         Raises:
             PolicyError, BudgetError, LedgerError: the hospital does not take part; nothing private was read.
         """
         self.close()
         with self._ledger() as ledger:
-            ledger.check_not_rolled_back(known_head)
+            self._require_key(ledger)
+            public_key = keys.public_hex(self._key)
+            ledger.check_not_rolled_back(known_head or known_heads.get(protocol.head_tag(run_id, public_key), ""))
             self._reserve(ledger, plan, run_id)
-            joined = Joined(name=self.config.name, public_key=keys.public_hex(self._key), ledger_head=ledger.head())
+            head = ledger.head()
+            joined = Joined(
+                name=self.config.name,
+                public_key=public_key,
+                ledger_head=head,
+                signature=keys.sign(self._key, protocol.join_document(run_id=run_id, head=head)),
+            )
             if not plan.federation.is_pooled:
                 return joined
             member = self._masks(plan, run_id).member()
@@ -229,7 +258,7 @@ class Site:
 
         request = f"step-{step}"
         if self._keep_ledger_open and self._held is None:
-            self._held = Ledger.open(self.config.ledger_path, site=self.config.name)
+            self._held = self._open_ledger()
         answered = self._release(plan, run_id, request, receive)
         for older in self._run_folder(run_id).glob("step-*.safetensors"):
             if older.stem != request:
@@ -237,7 +266,7 @@ class Site:
         return answered
 
     def finish(
-        self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, weights_sha256: str
+        self, plan: Plan, run_id: str, generator: Arrays, public: Arrays, publication: Publication
     ) -> tuple[Arrays, dict[str, object]]:
         """Noised utility counts on the test patients, and the hospital's signed statement for the certificate.
 
@@ -245,8 +274,10 @@ class Site:
             plan: the run's plan.
             run_id: the run that `join` reserved.
             generator: final weights, to be published.
-            public: a classifier trained on synthetic images ("classifier.*") and its score edges.
-            weights_sha256: digest of the generator's weights as the coordinator will publish them.
+            public: a classifier trained on synthetic images ("classifier.*") and its score edges; the released mean
+                where its class shares are the sampler's.
+            publication: digests of the sampler's files as the coordinator will publish them. The first that fits is
+                written into the ledger before anything else, and this run is never signed for another.
 
         Returns:
             ({"noised_counts": float32 (cells,)} or {}, the statement).
@@ -255,14 +286,15 @@ class Site:
             Unit: patient, add/remove one. Sensitivity: 1 (a patient's images share one count).
             Charged as `utility` in `plan_events`.
         """
-        if arrays_sha256(generator) != weights_sha256:
-            raise DataError("the digest to sign is not that of the generator received; send matching weights")
-        bound = {SIGNED: np.frombuffer(bytes.fromhex(weights_sha256), dtype=np.uint8)}
 
         def receive() -> Answer:
+            plan_epsilons(plan)  # finite, or there will be nothing to sign
             load_arrays(build_generator(plan), generator)
+            released = {name: public[name] for name in (protocol.RELEASED_MEAN,) if name in public}
+            mean = received_mean(plan, released) if plan.image.released_prior else None
+            check_publication(publication, plan, run_id, generator, mean)
             if plan.utility.noise_multiplier == 0:
-                return lambda: dict(bound)
+                return dict
             model, edges = received_classifier(plan, public)
             return lambda: answer(model, edges)
 
@@ -275,15 +307,14 @@ class Site:
                 counts, norm_bound=1.0, noise_multiplier=plan.utility.noise_multiplier, entropy=self._entropy
             )
             self._write_own_report(plan, run_id, model, test)
-            return {protocol.NOISED_COUNTS: noised.numpy(), **bound}
+            return {protocol.NOISED_COUNTS: noised.numpy()}
 
+        self._settle(plan, run_id, publication, receive)
         try:
             released = self._release(plan, run_id, "finish", receive)
         except SpentError:
-            released = dict(bound)  # the counts died with an earlier attempt; the statement reads no patient
-        if not np.array_equal(released.pop(SIGNED), bound[SIGNED]):
-            raise LedgerError("this run's statement was signed for other weights; a run publishes one sampler")
-        statement = self._statement(plan, run_id, weights_sha256)
+            released = {}  # the counts died with an earlier attempt; the statement reads no patient
+        statement = self._statement(plan, run_id, publication)
         self.close()
         return released, statement
 
@@ -305,11 +336,24 @@ class Site:
             self._held.close()
             self._held = None
 
+    def check_head(self, head: str) -> None:
+        """Refuses when the ledger lacks a head that the coordinator has seen: before a request reads a patient.
+
+        Raises:
+            LedgerError: this ledger is an old copy or a fork.
+        """
+        with self._ledger() as ledger:
+            ledger.check_not_rolled_back(head)
+
+    def _open_ledger(self) -> Ledger:
+        config = self.config
+        return Ledger.open(config.ledger_path, site=config.name, unit=data_unit(config), witness=config.witness_path)
+
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:
         """The open ledger. Opening re-checks its whole chain: too long, in the end, for each of thousands of steps."""
         if self._held is None:
-            with Ledger.open(self.config.ledger_path, site=self.config.name) as ledger:
+            with self._open_ledger() as ledger:
                 yield ledger
             return
         try:
@@ -334,6 +378,9 @@ class Site:
         For a run that is charged already the ledger checks that the plan is still the same.
         """
         check_plan(plan, self.config.policy)
+        unit = data_unit(self.config)
+        check_unit(plan, unit)
+        self._require_key(ledger)
         events = plan_events(plan)
         check_coalition(ledger.events(besides=run_id) + events, self.config.policy)
         ledger.reserve(
@@ -343,6 +390,7 @@ class Site:
             epsilon=self.config.policy.max_epsilon,
             delta=self.config.policy.delta,
             requests=run_requests(plan),
+            unit=unit,
         )
 
     def _release(self, plan: Plan, run_id: str, request: str, receive: Callable[[], Answer]) -> Arrays:
@@ -355,9 +403,11 @@ class Site:
             receive: checks the coordinator's arrays and gives the computation. Nothing of the plan is built before the
                 hospital's limits have passed, and nothing is spent on arrays that do not fit.
         """
-        stored = self._run_folder(run_id) / f"{request}.safetensors"
         with self._ledger() as ledger:
             self._reserve(ledger, plan, run_id)
+            stored = (
+                self._run_folder(run_id) / f"{request}.safetensors"
+            )  # after the ledger: a run tells that there is one
             known = ledger.state(run_id, request)
             if known == "committed":
                 return read_reply(stored, ledger.digest(run_id, request))
@@ -371,21 +421,50 @@ class Site:
             ledger.commit(run_id, request, write_reply(stored, arrays))
         return arrays
 
-    def _statement(self, plan: Plan, run_id: str, weights_sha256: str) -> dict[str, object]:
+    def _settle(self, plan: Plan, run_id: str, publication: Publication, receive: Callable[[], Answer]) -> None:
+        """Writes into the ledger which sampler the run publishes, once everything received fits; later only that one.
+
+        Raises:
+            LedgerError: the run has settled on other files.
+        """
+        with self._ledger() as ledger:
+            self._reserve(ledger, plan, run_id)
+            if not ledger.published(run_id):
+                receive()
+                ledger.publish(run_id, publication.sha256())
+            elif ledger.published(run_id) != publication.sha256():
+                raise LedgerError("this run's statement was signed for other files; a run publishes one sampler")
+
+    def _statement(self, plan: Plan, run_id: str, publication: Publication) -> dict[str, object]:
         masked_with: dict[str, str] = {}
         if plan.federation.is_pooled:
             masks = self._masks(plan, run_id)
             masked_with = masks.words()
             masks.forget_key()
-        return site_statement(
-            site=self.config.name,
-            run_id=run_id,
-            plan=plan,
-            weights_sha256=weights_sha256,
-            ledger_head=self.ledger_head(),
-            key=self._key,
-            masked_with=masked_with,
-        )
+        policy = self.config.policy
+        with self._ledger() as ledger:
+            spent = ledger.spent(policy.delta)
+            return site_statement(
+                site=self.config.name,
+                run_id=run_id,
+                plan=plan,
+                files=publication.files,
+                requests=ledger.requests(run_id),
+                lifetime=Lifetime(
+                    epsilon_pld=spent.epsilon_pld,
+                    epsilon_rdp=spent.epsilon_rdp,
+                    max_epsilon=policy.max_epsilon,
+                    delta=policy.delta,
+                    protects=spent.protects,
+                    adoptions=spent.adoptions,
+                ),
+                software=self._software,
+                ledger_head=ledger.head(),
+                key=self._key,
+                unit=data_unit(self.config),
+                public_images_sha256=publication.public_images_sha256,
+                masked_with=masked_with,
+            )
 
     def _write_own_report(self, plan: Plan, run_id: str, model: torch.nn.Module, test: Cohort) -> None:
         """Exact figures, for the hospital's own eyes: they never leave its folder, nor does whether there are any."""
@@ -398,11 +477,20 @@ class Site:
         path.write_text(json.dumps({"stays_in_the_hospital": True, "classification": exact}, indent=2) + "\n")
         path.chmod(0o600)
 
+    def _require_key(self, ledger: Ledger) -> None:
+        """The key is made with a fresh ledger and never again: coordinators know this ledger by it."""
+        if not self.config.key_path.exists() and not ledger.is_fresh:
+            raise LedgerError(
+                f"{self.config.key_path} is gone and the ledger is not; restore the key from a backup, or make another "
+                "by ghostnet site ledger SITE.toml --adopt"
+            )
+        _ = self._key
+
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
         return keys.load_or_create_key(self.config.key_path)
 
     def _run_folder(self, run_id: str) -> Path:
-        folder = self.config.state / "runs" / run_id
+        folder = self.config.state / RUNS_NAME / run_id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder

@@ -31,7 +31,16 @@ def create_durably(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Syncs the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Syncs the bytes of a file that was written before."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

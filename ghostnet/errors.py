@@ -81,3 +81,9 @@ class AuditError(GhostNetError):
     """An audit whose verdict is fail, or that could not be made; the message names the checks."""
 
     exit_code = 13
+
+
+class UnknownKeysError(GhostNetError):
+    """A sampler in which nothing was changed since it was signed, by keys of which nobody has said whose they are."""
+
+    exit_code = 15

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ghostnet.plan import Plan
+from ghostnet.privacy.statement import not_covered
+from ghostnet.privacy.unit import unit_line
 
 _CARD = """\
 # {name}
@@ -27,12 +27,13 @@ or `ghostnet sample FOLDER -n 100 --format png -o samples`.
 
 ## Privacy
 
-The plan's budget is epsilon {epsilon:g} at delta {delta:g} for one patient at one hospital (adjacency: add or remove
-one patient with all their images). What was really spent, by which mechanisms, and each hospital's signature are in
-`certificate.json`; check it offline with `ghostnet verify FOLDER`.
+The plan's budget is epsilon {epsilon:g} at delta {delta:g} at one hospital, {unit}.
+What was really spent, by which mechanisms, and each hospital's signature are in `certificate.json`; check it offline
+with `ghostnet verify FOLDER`.
 
-Not covered: a patient held by more hospitals than the certificate states, what is known about a whole group of
-patients rather than one, and anything a hospital publishes by another way.
+Not covered:
+
+{not_covered}
 
 ## Limits
 
@@ -41,25 +42,22 @@ testing on real images; the run's report does so for classification.
 """
 
 
-def model_card(plan: Plan, weights_sha256: str, facts: Mapping[str, str]) -> str:
-    """The card as Markdown.
+def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) -> str:
+    """The card as Markdown; nothing but these arguments decides it.
 
     Args:
         plan: what was trained.
+        label_prior: PUBLIC share of each class that the sampler draws.
         weights_sha256: of model.safetensors.
-        facts: further rows of the table, name -> text.
     """
     image = plan.image
     masks = f", with {image.mask_channels} mask(s)" if image.mask_channels else ""
     rows = {
         "images": f"{image.size} x {image.size} pixels, {image.channels} channel(s), range {image.range}{masks}",
-        "classes": ", ".join(
-            f"{name} ({share:.0%})" for name, share in zip(image.labels, image.label_prior, strict=True)
-        ),
+        "classes": ", ".join(f"{name} ({share:.0%})" for name, share in zip(image.labels, label_prior, strict=True)),
         "network": f"{plan.model.architecture}, width {plan.model.generator_width}, latent {plan.model.latent}",
         "plan (SHA-256)": f"`{plan.hash()}`",
         "weights (SHA-256)": f"`{weights_sha256}`",
-        **facts,
     }
     table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())
     return _CARD.format(
@@ -68,6 +66,8 @@ def model_card(plan: Plan, weights_sha256: str, facts: Mapping[str, str]) -> str
         label=_cell(image.labels[0]),
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
+        unit=unit_line(plan.privacy.unit),
+        not_covered="\n".join(f"- {line}" for line in not_covered(plan)),
     )
 
 

@@ -27,6 +27,7 @@ Loss = Literal["non-saturating", "hinge", "wasserstein"]
 PixelRange = Literal["[-1,1]", "[0,1]"]
 Denoise = Literal["auto", "none"]
 Norm = Literal["none", "group"]
+Unit = Literal["patient", "image"]
 
 LEAST_BANDWIDTH, MOST_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
 
@@ -34,6 +35,7 @@ LATER_OPTIONS = frozenset(
     {
         "image.released_prior",
         "model.truncation",
+        "privacy.unit",
         "warm_start.more_bandwidths",
         "warm_start.public",
         "warm_start.shrink_classes",
@@ -84,8 +86,9 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySpec:
-    """The promise to each patient, and the mechanism of the discriminator's steps."""
+    """The promise to each patient (or image, see `unit`), and the mechanism of the discriminator's steps."""
 
+    unit: Unit = "patient"  # who epsilon is about; "image" where the data names no patients: each image by itself
     epsilon: float  # whole-run budget of one patient at one hospital
     delta: float  # > 0 and < 1
     clip_norm: float = 1.0  # C: bound on one patient's gradient

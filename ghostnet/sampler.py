@@ -1,20 +1,18 @@
 """The published artefact: a generator in a folder that anyone can load and draw images from.
 
 A sampler folder holds `config.json` (what is drawn), `model.safetensors` (the weights), `README.md` (the model card),
-`samples.png`, and `certificate.json` once the certificate is written. Nothing in it is pickled, and nothing in it was
+`samples.png`, `transcript.safetensors` (the answers that the weights were made of), and `certificate.json` once the
+certificate is written. Nothing in it is pickled, and nothing in it was
 computed from patient data except through the mechanisms that the certificate lists.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,42 +22,29 @@ from torch import nn
 
 from ghostnet import weights
 from ghostnet.combinations import SIZES
+from ghostnet.durable import sync_file, sync_folder
 from ghostnet.errors import DataError, FederationError, VerifyError
 from ghostnet.export.grid import labelled_grid
 from ghostnet.export.whole import new_folder
-from ghostnet.model_card import model_card
 from ghostnet.models import build_generator
-from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, PixelRange, Plan, PrivacySpec
+from ghostnet.plan import ImageSpec, PixelRange, Plan
+from ghostnet.sampler_files import (
+    CONFIG_FILE,
+    FORMAT,
+    SAMPLES_FILE,
+    TRANSCRIPT_FILE,
+    WEIGHTS_FILE,
+    SamplerConfig,
+    json_object,
+    sampler_config,
+    sha256,
+    texts,
+)
 from ghostnet.tables import check_number, read_table
 
-FORMAT = "ghostnet-sampler/1"
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHT_BYTES = 1 << 30
 BATCH = 64  # images a forward pass; bounds memory, changes no image
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """What config.json holds. All of it is public."""
-
-    format: str
-    name: str
-    run_id: str
-    plan_hash: str
-    weights_sha256: str
-    image: ImageSpec
-    model: ModelSpec
-
-    def plan(self) -> Plan:
-        """A plan with this generator; its training part is a placeholder that nothing here reads."""
-        return Plan(
-            name=self.name,
-            image=self.image,
-            model=self.model,
-            privacy=PrivacySpec(epsilon=1.0, delta=0.5, sampling_rate=1.0, steps=0),
-            federation=FederationSpec(rounds=0, patients=1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +188,6 @@ class Sampler:
         return Samples(images=images, labels=labels, masks=(masks > middle).to(torch.uint8))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplerHashes:
-    """SHA-256, in hex, of the two files that a certificate binds."""
-
-    config_sha256: str
-    weights_sha256: str
-
-
 def write_sampler(
     folder: Path,
     generator: nn.Module,
@@ -218,8 +195,8 @@ def write_sampler(
     *,
     run_id: str = "",
     label_prior: tuple[float, ...] | None = None,
-    facts: Mapping[str, str] | None = None,
-) -> SamplerHashes:
+    transcript: weights.Arrays | None = None,
+) -> dict[str, str]:
     """Writes a sampler folder, complete or not at all; the certificate is added to it afterwards.
 
     Args:
@@ -228,7 +205,10 @@ def write_sampler(
         plan: the plan it was trained under.
         run_id: name of the run.
         label_prior: PUBLIC share of each class that it draws; default the plan's.
-        facts: further lines for the model card, name -> text.
+        transcript: the hospitals' last answers (`ghostnet.transcript`), which are released values too.
+
+    Returns:
+        SHA-256 of every file, hex, by name: what the hospitals sign.
 
     Raises:
         RunFolderError: the folder holds something already, or cannot be written.
@@ -241,28 +221,23 @@ def write_sampler(
             f"generator weights {broken[0]} hold NaN or infinity; the training diverged, nothing was published"
         )
     content = weights.to_bytes(arrays)
-    agreed = plan.hash()
-    plan = dataclasses.replace(
-        plan, image=dataclasses.replace(plan.image, label_prior=label_prior or plan.image.label_prior)
-    )
-    config = SamplerConfig(
-        format=FORMAT,
-        name=plan.name,
-        run_id=run_id,
-        plan_hash=agreed,
-        weights_sha256=hashlib.sha256(content).hexdigest(),
-        image=plan.image,
-        model=plan.model,
-    )
-    config_bytes = (json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n").encode()
+    digest = sha256(content)
     copy = build_generator(plan)  # the caller's network keeps its own training mode
     weights.load_arrays(copy, arrays)
+    drawn = Sampler(copy, sampler_config(plan, run_id=run_id, weights_sha256=digest, label_prior=label_prior))
+    files = {
+        **texts(plan, run_id=run_id, weights_sha256=digest, label_prior=label_prior),
+        WEIGHTS_FILE: content,
+        SAMPLES_FILE: labelled_grid(picture_samples(drawn)),
+        **({TRANSCRIPT_FILE: weights.to_bytes(transcript)} if transcript else {}),
+    }
     with new_folder(folder) as partial:
-        (partial / WEIGHTS_FILE).write_bytes(content)
-        (partial / CONFIG_FILE).write_bytes(config_bytes)
-        (partial / "README.md").write_text(model_card(plan, config.weights_sha256, facts or {}), encoding="utf-8")
-        (partial / "samples.png").write_bytes(labelled_grid(picture_samples(Sampler(copy, config))))
-    return SamplerHashes(config_sha256=hashlib.sha256(config_bytes).hexdigest(), weights_sha256=config.weights_sha256)
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+            sync_file(partial / name)
+        sync_folder(partial)
+    sync_folder(folder.parent)
+    return {name: sha256(data) for name, data in files.items()}
 
 
 def picture_samples(sampler: Sampler, *, per_label: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
@@ -338,31 +313,6 @@ def _read_generator(path: Path, config: SamplerConfig) -> nn.Module:
     except (safetensors.SafetensorError, FederationError, KeyError, ValueError, TypeError) as error:
         raise VerifyError(f"{path}: {error}") from None
     return generator
-
-
-def json_object(content: bytes, source: str) -> dict[str, Any]:
-    """Parses one JSON object; a repeated key, NaN or infinity is refused.
-
-    Raises:
-        VerifyError: naming the source.
-    """
-    try:
-        raw = json.loads(content, object_pairs_hook=_once, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise VerifyError(f"{source} is not valid JSON ({error}); get the sampler again") from None
-    if not isinstance(raw, dict):
-        raise VerifyError(f"{source} holds a {type(raw).__name__}, not an object; get the sampler again")
-    return raw
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key is repeated")
-    return dict(pairs)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -154,6 +154,26 @@ def _masses(blocks: torch.Tensor) -> torch.Tensor:
     """Released mass of each class, at least SMALLEST_SHARE of all: (labels, block) -> (labels,)."""
     mass = blocks[:, -1] / MASS_WEIGHT
     return mass.clamp(min=SMALLEST_SHARE * mass.sum())
+
+
+def released_mean(sums: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
+    """The release: the hospitals' noisy sums together, over the nominal number of patients; classes shrunk if asked.
+
+    Args:
+        sums: (embedding_size,) float32, by hospital; added in the order of their names, so that every party that has
+            the same sums gets the same bits.
+        plan: of the release.
+
+    Raises:
+        FederationError: as `class_means`, where classes are shrunk.
+    """
+    total = np.zeros(embedding_size(plan), dtype=np.float64)
+    for _, value in sorted(sums.items()):
+        total += value
+    mean = (total / (plan.federation.patients * len(sums))).astype(np.float32)
+    if plan.warm_start.shrink_classes:
+        return shrink_classes(torch.from_numpy(mean), plan, hospitals=len(sums)).numpy()
+    return mean
 
 
 def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ghostnet import protocol, warm_start
+from ghostnet import protocol, transcript, warm_start
 from ghostnet.errors import FederationError
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
@@ -27,22 +27,26 @@ from ghostnet.progress import Progress, silent
 from ghostnet.public_images import PublicImages, fit_public, load_public
 from ghostnet.utility import classification
 from ghostnet.utility.synthetic import train_on_synthetic
-from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair, to_arrays
-from server.checkpoint import RELEASED, Checkpoint
-from server.conversation import Conversation, Hospital, from_record, sum_replies, to_record
+from ghostnet.weights import Arrays, join_pair, load_arrays, split_pair, to_arrays
+from server.checkpoint import RELEASED, TRANSCRIPT, Checkpoint
+from server.conversation import Conversation, Hospital, from_record, to_record
 from server.pooled import train_pooled
-from server.publish import Outcome, publish
+from server.publish import Outcome, publish, stage
 from server.strategy import CheckedStrategy
 
 
 def build_app(
-    *, run_config: dict[str, str | bool | int | float] | None = None, progress: Progress = silent
+    *,
+    run_config: dict[str, str | bool | int | float] | None = None,
+    plan: Plan | None = None,
+    progress: Progress = silent,
 ) -> ServerApp:
     """The ServerApp of a federation.
 
     Args:
         run_config: "plan" (path of a plan.toml), "out" (the run folder), "sites" (how many, or their site.toml paths)
             and "resume"; by default the run config that Flower hands over.
+        plan: resolved already by a simulation, which knows its hospitals' data; None loads the file "plan".
         progress: told where the run is.
     """
     app = ServerApp()
@@ -54,10 +58,10 @@ def build_app(
         if not plan_path or not out:
             raise FederationError('a run needs a plan and an output folder: -c \'plan="plan.toml" out="runs/one"\'')
         expected = len([part for part in str(config.get("sites", "")).split(",") if part])
-        plan = resolve(load_plan(Path(plan_path)))
-        checkpoint = Checkpoint.open(Path(out), plan, resume=bool(config.get("resume", False)))
-        public = load_public(plan, Path(plan_path).parent) if plan.warm_start.public else None
-        coordinate(grid, plan, checkpoint, expected=expected, public=public, progress=progress)
+        agreed = plan or resolve(load_plan(Path(plan_path)))
+        checkpoint = Checkpoint.open(Path(out), agreed, resume=bool(config.get("resume", False)))
+        public = load_public(agreed, Path(plan_path).parent) if agreed.warm_start.public else None
+        coordinate(grid, agreed, checkpoint, expected=expected, public=public, progress=progress)
 
     return app
 
@@ -98,11 +102,13 @@ def coordinate(
     if checkpoint.weights:
         load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:
-        released_mean = _warm_start(conversation, plan)
+        sums = _warm_start(conversation, plan)
+        released_mean = warm_start.released_mean(sums, plan)
         with checkpoint.timed("fit the warm start"):
             if public is not None:
                 fit_public(generator, public, plan, progress)
             warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
+        checkpoint.save(TRANSCRIPT, transcript.warm_start_record(sums))
         checkpoint.save(RELEASED, {protocol.RELEASED_MEAN: released_mean})
         checkpoint.note(conversation.hospitals.values())  # who contributed, before what they contributed to
         checkpoint.save_round(0, to_arrays(generator))
@@ -111,20 +117,18 @@ def coordinate(
     train = train_pooled if plan.federation.is_pooled else _train
     train(conversation, plan, generator, checkpoint, progress)
 
-    # Finish: usefulness as noised counts, and a signed statement from each hospital.
-    final = to_arrays(generator)
+    # Finish: the sampler's files; then usefulness as noised counts, and a statement about the files from each hospital.
     drawn = warm_start.with_released_prior(plan, checkpoint.released_mean)  # as the sampler draws
+    files = stage(generator, plan, checkpoint, label_prior=drawn.image.label_prior)
     with checkpoint.timed("train the report's classifier"):
         classifier, edges = _classifier(generator, drawn, progress)
-    noisy_counts, counted = _finish(conversation, plan, final, classifier, edges)
+    noisy_counts, counted = _finish(conversation, checkpoint, generator, files, public, classifier, edges)
     checkpoint.note(conversation.hospitals.values())
     _require_all_signed(conversation, checkpoint)
     outcome = Outcome(
         plan=plan,
         run_id=checkpoint.run_id,
-        generator=generator,
-        label_prior=drawn.image.label_prior,
-        public=public,
+        staged=checkpoint.staged,
         hospitals=list(conversation.hospitals.values()),
         noisy_counts=noisy_counts,
         counted=counted,
@@ -136,16 +140,14 @@ def coordinate(
     checkpoint.finish()
 
 
-def _warm_start(conversation: Conversation, plan: Plan) -> np.ndarray:
+def _warm_start(conversation: Conversation, plan: Plan) -> dict[str, np.ndarray]:
+    """Each hospital's noised sum, by its name."""
     reasons: list[str] = []
     replies = conversation.ask(protocol.WARM_START, conversation.hospitals, refused=reasons)
     expected = {protocol.NOISED_SUM: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
-    total, count = sum_replies(replies, protocol.NOISED_SUM, expected)
-    conversation.require(count, "released the warm start's sum", reasons)
-    released_mean = (total / (plan.federation.patients * count)).astype(np.float32)
-    if plan.warm_start.shrink_classes:
-        return warm_start.shrink_classes(torch.from_numpy(released_mean), plan, hospitals=count).numpy()
-    return released_mean
+    answers = conversation.fitting(replies, expected)
+    conversation.require(len(answers), "released the warm start's sum", reasons)
+    return {name: arrays[protocol.NOISED_SUM] for name, arrays in answers.items()}
 
 
 def _train(
@@ -162,15 +164,17 @@ def _train(
         conversation,
         checkpoint.released,
         rounds_done,
-        statistics=[name for name, _ in generator.named_buffers()],
-        optimizer_state=checkpoint.optimizer,
+        averaged=transcript.averaged_names(plan),
+        moments=checkpoint.optimizer,
     )
 
     def keep(server_round: int, arrays: object) -> MetricRecord | None:
         if server_round:
             checkpoint.note(conversation.hospitals.values())
             weights = from_record(arrays)  # type: ignore[arg-type]
-            checkpoint.save_round(server_round + rounds_done, weights, strategy.optimizer_state())
+            if strategy.combined is not None:  # before the round counts as done: a run that is taken up asks again
+                checkpoint.save(TRANSCRIPT, strategy.combined.recorded(checkpoint.transcript, plan.federation))
+            checkpoint.save_round(server_round + rounds_done, weights, strategy.moments)
         progress("rounds", server_round + rounds_done, plan.federation.rounds)
         return None
 
@@ -195,33 +199,42 @@ def _classifier(
 
 def _finish(
     conversation: Conversation,
-    plan: Plan,
-    final: Arrays,
+    checkpoint: Checkpoint,
+    generator: torch.nn.Module,
+    files: dict[str, str],
+    images: PublicImages | None,
     classifier: torch.nn.Module | None,
     edges: torch.Tensor | None,
 ) -> tuple[np.ndarray | None, int]:
+    """Asks for the last answers; (sum of the noised counts, number of hospitals in it), or None where none is asked."""
+    plan = conversation.plan
     public: Arrays = {}
     if classifier is not None:
         public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(classifier).items()}
     if edges is not None:
         public[protocol.SCORE_EDGES] = edges.numpy().astype(np.float32)
+    if plan.image.released_prior:
+        public |= checkpoint.released
     reasons: list[str] = []
     replies = conversation.ask(
         protocol.FINISH,
         conversation.hospitals,
-        config={"weights-sha256": arrays_sha256(final)},
-        arrays={protocol.ARRAYS: final, protocol.PUBLIC: public},
+        config={protocol.FILES: json.dumps(files), protocol.PUBLIC_IMAGES: images.sha256 if images else ""},
+        arrays={protocol.ARRAYS: to_arrays(generator), protocol.PUBLIC: public},
         refused=reasons,
     )
     for reply in replies:
         hospital = conversation.hospitals[reply.metadata.src_node_id]
         hospital.statement = _checked_statement(reply, hospital)
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
-    if not public:
+    if classifier is None:
         return None, 0
     cells = classification.cell_count(len(plan.image.labels), plan.utility.bins)
-    expected = {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)}
-    return sum_replies(replies, protocol.NOISED_COUNTS, expected)
+    answers = conversation.fitting(replies, {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)})
+    total = np.zeros(cells, dtype=np.float64)
+    for arrays in answers.values():
+        total += arrays[protocol.NOISED_COUNTS]
+    return total, len(answers)
 
 
 def _checked_statement(reply: Message, hospital: Hospital) -> dict[str, object] | None:

@@ -27,10 +27,13 @@ from ghostnet.errors import RunFolderError
 from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.weights import Arrays
-from server.conversation import Hospital, Known, Timing
+from server.conversation import Hospital, Known, Timing, tenths
 
 RELEASED = "released"
 """Name under which the warm start's release is saved."""
+
+TRANSCRIPT = "transcript"
+"""Name under which the hospitals' last answers are saved, as they are published (`ghostnet.transcript`)."""
 
 _ROUND, _NUMBER = "round", "rounds_done"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
@@ -92,6 +95,16 @@ class Checkpoint:
     def released(self) -> Arrays:
         """What the hospitals released in the warm start, as it is sent on; empty without one."""
         return self.arrays.get(RELEASED, {})
+
+    @property
+    def transcript(self) -> Arrays:
+        """The hospitals' last answers, as they are published; empty where none can be."""
+        return self.arrays.get(TRANSCRIPT, {})
+
+    @property
+    def staged(self) -> Path:
+        """The sampler's folder before it is published; hospitals sign its files for good, so it outlives an attempt."""
+        return self.out / "server" / "sampler"
 
     @property
     def released_mean(self) -> torch.Tensor | None:
@@ -156,8 +169,8 @@ class Checkpoint:
             "finished": self.finished,
             "known": {name: dataclasses.asdict(known) for name, known in self.known.items()},
             "contributors": self.contributors,
-            "timings": [dataclasses.asdict(timing) for timing in self.timings],
-            "server_s": self.server_s,
+            "timings": [timing.to_dict() for timing in self.timings],
+            "server_s": {work: tenths(wall) for work, wall in self.server_s.items()},
             "roster": self.roster,
         }
         _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")

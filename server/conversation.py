@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from logging import WARNING
 
 import numpy as np
@@ -23,6 +24,7 @@ from ghostnet.plan import Plan
 from ghostnet.privacy import keys
 from ghostnet.secure_sum import Member
 from ghostnet.weights import Arrays, check_arrays
+from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0
 
@@ -64,6 +66,16 @@ class Timing:
     wall_s: float
     slowest_client_s: float
 
+    def to_dict(self) -> dict[str, object]:
+        """As it is written into files: to a tenth of a second."""
+        values = asdict(self)
+        return {**values, "wall_s": tenths(self.wall_s), "slowest_client_s": tenths(self.slowest_client_s)}
+
+
+def tenths(seconds: float) -> float:
+    """To a tenth of a second: finer times would say how many patients were drawn."""
+    return round(seconds, 1)
+
 
 class Conversation:
     """One run's requests and checked replies, over any Flower `Grid`.
@@ -74,6 +86,7 @@ class Conversation:
         run_id: 32 hexadecimal digits.
         key: the coordinator's signing key; it countersigns every ledger head that it is shown.
         known: what an earlier attempt of this run saw of each hospital, by name.
+        heads: the last ledger head of every hospital, over all runs.
         timings: every phase's times are added to it.
     """
 
@@ -85,11 +98,13 @@ class Conversation:
         key: Ed25519PrivateKey,
         known: Mapping[str, Known],
         timings: list[Timing],
+        heads: KnownHeads | None = None,
     ) -> None:
         self.grid, self.plan, self.run_id = grid, plan, run_id
         self.hospitals: dict[int, Hospital] = {}
         self.timings = timings
         self._key, self._known = key, known
+        self._heads = heads or KnownHeads()
         self.spent: list[str] = []
 
     def join(self, expected: int) -> None:
@@ -100,7 +115,9 @@ class Conversation:
         """
         node_ids = wait_for_nodes(self.grid, expected)
         refused: list[str] = []
-        for reply in self.ask(protocol.JOIN, node_ids, refused=refused):
+        sent = self._heads_to_send()
+        known = {"known-heads": protocol.write_known_heads(self.run_id, sent.items())}
+        for reply in self.ask(protocol.JOIN, node_ids, config=known, refused=refused):
             config = reply.content.config_records[protocol.CONFIG]
             hospital = Hospital(
                 name=str(config["name"]),
@@ -126,10 +143,23 @@ class Conversation:
             if before is not None and before.public_key != hospital.public_key:
                 log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
                 continue
-            # An earlier attempt's head goes out with the next request: the hospital checks that it still has it.
-            hospital.ledger_head = before.ledger_head if before is not None else hospital.ledger_head
+            document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
+            if not keys.verify(hospital.public_key, document, str(config.get("join-signature", ""))):
+                log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)
+                refused.append(f"{hospital.name} did not sign with the key that it names")
+                continue
+            if hospital.public_key not in sent:
+                # Beyond what a JOIN carries: its last head goes out with the next request, and is checked then.
+                hospital.ledger_head = self._heads.head(hospital.public_key) or hospital.ledger_head
             self.hospitals[hospital.node_id] = hospital
+        self._heads.note({hospital.public_key: hospital.ledger_head for hospital in self.hospitals.values()})
         self.require(len(self.hospitals), "joined", refused)
+
+    def _heads_to_send(self) -> dict[str, str]:
+        """Heads by public key for a JOIN: the newest of all runs, and those of an earlier attempt of this one."""
+        keys_and_heads = ((known.public_key, known.ledger_head) for known in self._known.values())
+        earlier = {key: self._heads.head(key) or head for key, head in keys_and_heads}
+        return dict(islice({**earlier, **dict(self._heads.newest())}.items(), protocol.MAX_KNOWN_HEADS))
 
     def ask(
         self,
@@ -175,6 +205,7 @@ class Conversation:
         good: list[Message] = []
         slowest = 0.0
         self.spent.clear()
+        heads: dict[str, str] = {}
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
             if reply.has_error():
@@ -188,10 +219,11 @@ class Conversation:
             hospital = self.hospitals.get(reply.metadata.src_node_id)
             head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
             if hospital and isinstance(head, str):
-                hospital.ledger_head = head
+                hospital.ledger_head = heads[hospital.public_key] = head
                 name = f"{kind}-{number}" if number else kind
                 if name not in hospital.answered:
                     hospital.answered.append(name)
+        self._heads.note(heads)
         wall = time.time() - started
         self.timings.append(Timing(phase=kind, round=number, wall_s=wall, slowest_client_s=min(slowest, wall)))
         return good
@@ -212,6 +244,27 @@ class Conversation:
             values["known-head"] = hospital.ledger_head
             values["head-signature"] = keys.sign(self._key, document)
         return values
+
+    def fitting(
+        self, replies: Iterable[Message], expected: Arrays, refused: list[str] | None = None
+    ) -> dict[str, Arrays]:
+        """The answers whose arrays are `expected`'s in name, shape and type, and finite; by hospital, in their order.
+
+        The others are logged, and why they do not fit is appended to `refused`.
+        """
+        answers: dict[str, Arrays] = {}
+        for reply in replies:
+            name = self.hospitals[reply.metadata.src_node_id].name
+            try:
+                arrays = read_arrays(reply)
+                check_arrays(arrays, expected)
+            except FederationError as error:
+                log(WARNING, "the answer of %s is left out: %s", name, error)
+                if refused is not None:
+                    refused.append(f"{name}: {error}")
+                continue
+            answers[name] = arrays
+        return dict(sorted(answers.items()))
 
     def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
         """Refuses to go on with fewer hospitals than the plan asks for.
@@ -243,22 +296,6 @@ def read_arrays(reply: Message) -> Arrays:
     """The values that a reply released, or nothing; the checks are the caller's."""
     record = reply.content.array_records.get(protocol.ARRAYS)
     return {} if record is None else from_record(record)
-
-
-def sum_replies(replies: Iterable[Message], name: str, expected: Arrays) -> tuple[np.ndarray, int]:
-    """Sum, in float64, of array `name` over the replies that carry exactly `expected`'s shape; and their number."""
-    total = np.zeros(expected[name].shape, dtype=np.float64)
-    count = 0
-    for reply in replies:
-        try:
-            arrays = read_arrays(reply)
-            check_arrays(arrays, expected)
-        except FederationError as error:
-            log(WARNING, "a reply is left out of the sum: %s", error)
-            continue
-        total += arrays[name]
-        count += 1
-    return total, count
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:

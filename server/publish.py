@@ -6,7 +6,7 @@ Everything here is computed from released values; a reader of the run folder (ou
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,15 @@ from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.privacy import certificate, keys
 from ghostnet.privacy.claim import Claim, claim
-from ghostnet.privacy.statement import NOT_COVERED
+from ghostnet.privacy.statement import not_covered
 from ghostnet.progress import Progress
-from ghostnet.public_images import PublicImages
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler import Sampler, write_sampler
+from ghostnet.sampler_files import CERTIFICATE_FILE, WEIGHTS_FILE
 from ghostnet.utility import classification
-from server.conversation import Hospital, Timing
+from ghostnet.weights import arrays_sha256, to_arrays
+from server.checkpoint import Checkpoint
+from server.conversation import Hospital, Timing, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,7 @@ class Outcome:
 
     plan: Plan
     run_id: str
-    generator: torch.nn.Module
-    label_prior: tuple[float, ...]  # that the sampler draws: the plan's, or the one that was released
-    public: PublicImages | None  # that the generator started from
+    staged: Path  # the sampler's folder, as the hospitals signed it
     hospitals: list[Hospital]
     noisy_counts: np.ndarray | None
     counted: int
@@ -43,29 +43,44 @@ class Outcome:
     key: Ed25519PrivateKey
 
 
+def stage(
+    generator: torch.nn.Module, plan: Plan, checkpoint: Checkpoint, *, label_prior: tuple[float, ...]
+) -> dict[str, str]:
+    """Writes the sampler's files for the hospitals to sign, and returns the SHA-256 of each by its name.
+
+    A hospital signs one set of files in a run, whatever fails later: an attempt that takes up an earlier one publishes
+    the earlier one's files, to the byte.
+    """
+    staged, published = checkpoint.staged, checkpoint.out / "sampler"
+    if published.exists() and not staged.exists():  # an attempt died between publishing and saying so
+        published.replace(staged)
+    (staged / CERTIFICATE_FILE).unlink(missing_ok=True)
+    if staged.exists():
+        files = {file.name: certificate.file_sha256(file) for file in staged.iterdir()}
+        if files.get(WEIGHTS_FILE) == arrays_sha256(to_arrays(generator)):
+            return files
+        shutil.rmtree(staged)
+    return write_sampler(
+        staged,
+        generator,
+        plan,
+        run_id=checkpoint.run_id,
+        label_prior=label_prior,
+        transcript=checkpoint.transcript,
+    )
+
+
 def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
     """Writes RUN/sampler, RUN/report.json and RUN/report.html; the sampler appears whole or not at all."""
     progress("publish", 0, 2)
-    staged = out / "sampler.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
-    hashes = write_sampler(
-        staged, outcome.generator, outcome.plan, run_id=outcome.run_id, label_prior=outcome.label_prior
-    )
-    bound = {"config.json", "model.safetensors"}
     document = certificate.build_certificate(
         plan=outcome.plan,
-        run_id=outcome.run_id,
-        weights_sha256=hashes.weights_sha256,
-        config_sha256=hashes.config_sha256,
         statements=[hospital.statement for hospital in outcome.hospitals if hospital.statement is not None],
         server_key=outcome.key,
-        other_files={file.name: certificate.file_sha256(file) for file in staged.iterdir() if file.name not in bound},
-        public_images=outcome.public and {"source": outcome.public.source, "sha256": outcome.public.sha256},
     )
-    certificate.write_certificate(staged, document)
-    _require_verified(staged, outcome)
-    shutil.rmtree(out / "sampler", ignore_errors=True)  # of an attempt that died before it was done
-    staged.replace(out / "sampler")
+    certificate.write_certificate(outcome.staged, document)
+    _require_verified(outcome.staged, outcome)
+    outcome.staged.replace(out / "sampler")
     progress("publish", 1, 2)
     write_report(out, report(outcome), draw_figures(Sampler.load(out / "sampler")))
     progress("publish", 2, 2)
@@ -94,6 +109,7 @@ def report(outcome: Outcome) -> dict[str, object]:
             "delta": promised.delta,
             "unit": promised.unit,
             "adjacency": promised.adjacency,
+            "protects": promised.protects,
             **_coalition(plan, promised),
             "sites": [
                 {
@@ -104,7 +120,7 @@ def report(outcome: Outcome) -> dict[str, object]:
                 }
                 for hospital in sorted(outcome.hospitals, key=lambda hospital: hospital.name)
             ],
-            "not_covered": list(NOT_COVERED),
+            "not_covered": not_covered(plan),
         },
         "federation": {
             "share": plan.federation.share,
@@ -115,9 +131,9 @@ def report(outcome: Outcome) -> dict[str, object]:
         "utility": _utility(outcome),
         "fidelity": {},
         "timing": {
-            "rounds": [_rounded(timing) for timing in outcome.timings],
-            "server": [{"work": work, "wall_s": wall} for work, wall in outcome.server_s.items()],
-            "total_s": sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values()),
+            "rounds": [timing.to_dict() for timing in outcome.timings],
+            "server": [{"work": work, "wall_s": tenths(wall)} for work, wall in outcome.server_s.items()],
+            "total_s": tenths(sum(timing.wall_s for timing in outcome.timings) + sum(outcome.server_s.values())),
         },
         "sites": [{"name": h.name, "answered": h.answered} for h in outcome.hospitals],
     }
@@ -131,12 +147,6 @@ def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
         "epsilon_coalition": promised.epsilon_pld_coalition,
         "epsilon_other_hospital": promised.epsilon_pld_other_hospital,
     }
-
-
-def _rounded(timing: Timing) -> dict[str, object]:
-    """To a tenth of a second: finer times would say how many patients were drawn."""
-    values = asdict(timing)
-    return {**values, "wall_s": round(timing.wall_s, 1), "slowest_client_s": round(timing.slowest_client_s, 1)}
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:

@@ -1,28 +1,50 @@
-"""How the coordinator combines the weights that hospitals return: Flower's strategies behind one set of checks.
+"""How the coordinator combines the weights that hospitals return: a Flower strategy behind one set of checks.
 
 Nothing that arrives is trusted: names, shapes, types and finiteness are checked before anything is combined, and a
-hospital's weight comes from the plan, never from its reply.
+hospital's weight comes from the plan, never from its reply. The formulas are in `ghostnet.combining`, which whoever
+verifies a sampler runs again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from logging import INFO, WARNING
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg
+from flwr.serverapp.strategy import FedAvg
 
 from ghostnet import protocol
+from ghostnet.combining import combine
 from ghostnet.errors import FederationError
 from ghostnet.federation import FederationSpec
+from ghostnet.transcript import round_record
 from ghostnet.weights import Arrays, check_arrays
 from server.conversation import Conversation, from_record, to_record
 
-FEDADAM_BETA_2 = 0.99  # and tau = 1e-3: the values of Reddi et al. 2021, and Flower's own
+
+@dataclass(frozen=True, kw_only=True)
+class CombinedRound:
+    """What a round was combined from."""
+
+    number: int  # 1-based
+    answers: dict[str, Arrays]
+    sent: Arrays
+    moments: Arrays  # of the server's optimiser, before the round
+
+    def recorded(self, before: Arrays, federation: FederationSpec) -> Arrays:
+        """The transcript that this round leaves (`ghostnet.transcript`)."""
+        return round_record(
+            before,
+            self.answers,
+            server_round=self.number,
+            sent=self.sent,
+            moments=self.moments,
+            federation=federation,
+        )
 
 
 class CheckedStrategy(FedAvg):
@@ -32,9 +54,12 @@ class CheckedStrategy(FedAvg):
         conversation: the run's requests and hospitals.
         public: arrays sent beside the weights, the released mean.
         rounds_done: rounds that an earlier attempt of this run finished.
-        statistics: names among the weights that are no parameters (a BatchNorm's running variance): always averaged,
-            since momentum could carry a variance below zero.
-        optimizer_state: what `optimizer_state` gave after the last of those rounds.
+        averaged: names among the weights that are no parameters (`transcript.averaged_names`).
+        moments: those of the server's optimiser after the last of those rounds.
+
+    Attributes:
+        moments: those after the newest round.
+        combined: the newest round; None for one that nobody answered.
     """
 
     def __init__(
@@ -43,16 +68,16 @@ class CheckedStrategy(FedAvg):
         public: Arrays,
         rounds_done: int,
         *,
-        statistics: Iterable[str] = (),
-        optimizer_state: Arrays | None = None,
+        averaged: Collection[str] = (),
+        moments: Arrays | None = None,
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         self._conversation, self._public, self._rounds_done = conversation, public, rounds_done
-        self._statistics = frozenset(statistics)
-        self._optimizer = _flower_strategy(conversation.plan.federation)
+        self._averaged = frozenset(averaged)
         self._sent: Arrays = {}
         self._started = 0.0
-        _load_state(self._optimizer, optimizer_state or {})
+        self.moments: Arrays = dict(moments or {})
+        self.combined: CombinedRound | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -87,116 +112,35 @@ class CheckedStrategy(FedAvg):
         """
         number = server_round + self._rounds_done
         reasons: list[str] = []
+        self.combined = None
         answers = self._conversation.sort_replies(replies, protocol.TRAIN, self._started, reasons, number=number)
-        checked = [reply for reply in answers if self._fits(reply, reasons)]
+        checked = self._conversation.fitting(answers, self._sent, reasons)
         if not checked and self._conversation.spent:
             # An earlier attempt died inside this round at every hospital: it is spent, and the run goes on without it.
             log(WARNING, "round %s is spent without an answer; its generator stays as it was", number)
             return to_record(self._sent), None
         self._conversation.require(len(checked), f"answered round {number}", reasons)
-        for reply in checked:
-            self._only_weights(reply)
-        means = _weighted_means(checked, sorted(self._statistics & self._sent.keys()))
-        _set_current(self._optimizer, self._sent)
-        combined, _ = self._optimizer.aggregate_train(number, checked)
+        federation = self._conversation.plan.federation
+        made = combine(
+            checked,
+            federation,
+            names=self._sent,
+            server_round=number,
+            sent=self._sent,
+            moments=self.moments,
+            averaged=self._averaged,
+        )
+        try:
+            check_arrays(made.weights, self._sent)
+        except FederationError as error:
+            name = federation.server_optimizer
+            raise FederationError(f"{name} diverged: {error}; lower server_learning_rate or server_momentum") from None
+        self.combined = CombinedRound(number=number, answers=checked, sent=self._sent, moments=self.moments)
+        self.moments = made.moments
         log(INFO, "round %s: combined %s hospitals' weights", number, len(checked))
-        return to_record(self._published(combined, means)), None
-
-    def optimizer_state(self) -> Arrays:
-        """Moments of the server's optimiser, by name; nothing where it has none."""
-        optimizer = self._optimizer
-        if isinstance(optimizer, FedAdam) and optimizer.m_t is not None and optimizer.v_t is not None:
-            moments = {"m": optimizer.m_t, "v": optimizer.v_t}
-            return {f"{kind}.{name}": np.asarray(a) for kind, part in moments.items() for name, a in part.items()}
-        if isinstance(optimizer, FedAvgM) and optimizer.momentum_vector is not None:
-            return {f"m.{i:05d}": np.asarray(array) for i, array in enumerate(optimizer.momentum_vector)}
-        return {}
+        return to_record(made.weights), None
 
     def summary(self) -> None:
         """Says how weights are combined, where Flower prints its strategy's settings."""
         federation = self._conversation.plan.federation
         log(INFO, "%s over %s hospitals' weights", federation.server_optimizer, len(self._conversation.hospitals))
-
-    def _published(self, combined: ArrayRecord | None, means: Arrays) -> Arrays:
-        """Float32 whatever NumPy promoted to, statistics averaged, all of it finite."""
-        if combined is None:
-            raise FederationError("Flower's strategy combined nothing; see its log")
-        arrays = {name: np.asarray(a, dtype=np.float32) for name, a in {**from_record(combined), **means}.items()}
-        try:
-            check_arrays(arrays, self._sent)
-        except FederationError as error:
-            name = self._conversation.plan.federation.server_optimizer
-            raise FederationError(f"{name} diverged: {error}; lower server_learning_rate or server_momentum") from None
-        return arrays
-
-    def _only_weights(self, reply: Message) -> None:
-        """In the order that was sent, with the plan's weight: Flower's strategies pair arrays by their places."""
-        arrays = from_record(reply.content.array_records[protocol.ARRAYS])
-        weight = self._conversation.plan.federation.weight_of(
-            self._conversation.hospitals[reply.metadata.src_node_id].name
-        )
-        reply.content = RecordDict(
-            {
-                protocol.ARRAYS: to_record({name: arrays[name] for name in self._sent}),
-                protocol.METRICS: MetricRecord({protocol.WEIGHT: weight}),
-            }
-        )
-
-    def _fits(self, reply: Message, reasons: list[str]) -> bool:
-        name = self._conversation.hospitals[reply.metadata.src_node_id].name
-        record = reply.content.array_records.get(protocol.ARRAYS)
-        try:
-            check_arrays({} if record is None else from_record(record), self._sent)
-        except FederationError as error:
-            log(WARNING, "the weights of %s are left out: %s", name, error)
-            reasons.append(f"{name}: {error}")
-            return False
-        return True
-
-
-def _flower_strategy(federation: FederationSpec) -> FedAvg:
-    """Flower's strategy of the plan's name; it is only ever asked to combine."""
-    if federation.server_optimizer == "fedavgm":
-        return FedAvgM(
-            weighted_by_key=protocol.WEIGHT,
-            server_learning_rate=federation.server_learning_rate,
-            server_momentum=federation.server_momentum,
-        )
-    if federation.server_optimizer == "fedadam":
-        return FedAdam(
-            weighted_by_key=protocol.WEIGHT,
-            eta=federation.server_learning_rate,
-            beta_1=federation.server_momentum,
-            beta_2=FEDADAM_BETA_2,
-        )
-    if federation.server_optimizer == "trimmed-mean":
-        return FedTrimmedAvg(weighted_by_key=protocol.WEIGHT, beta=federation.trim)
-    if federation.server_optimizer == "median":
-        return FedMedian(weighted_by_key=protocol.WEIGHT)
-    return FedAvg(weighted_by_key=protocol.WEIGHT)
-
-
-def _set_current(optimizer: FedAvg, sent: Arrays) -> None:
-    """The weights that replies are compared with; Flower's own `configure_train`, which is not used, sets them."""
-    if isinstance(optimizer, FedAvgM):
-        optimizer.current_arrays = to_record(sent)
-    elif isinstance(optimizer, FedAdam):
-        optimizer.current_arrays = dict(sent)
-
-
-def _load_state(optimizer: FedAvg, state: Arrays) -> None:
-    if isinstance(optimizer, FedAdam) and state:
-        optimizer.m_t = {name.removeprefix("m."): a for name, a in state.items() if name.startswith("m.")}
-        optimizer.v_t = {name.removeprefix("v."): a for name, a in state.items() if name.startswith("v.")}
-    elif isinstance(optimizer, FedAvgM) and state:
-        optimizer.momentum_vector = [state[name] for name in sorted(state)]
-
-
-def _weighted_means(replies: Sequence[Message], names: Iterable[str]) -> Arrays:
-    """Mean of each named array over the replies, by their weights."""
-    weights = np.array([reply.content.metric_records[protocol.METRICS][protocol.WEIGHT] for reply in replies])
-    arrays = [reply.content.array_records[protocol.ARRAYS] for reply in replies]
-    return {
-        name: np.tensordot(weights / weights.sum(), np.stack([record[name].numpy() for record in arrays]), axes=1)
-        for name in names
-    }

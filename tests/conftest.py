@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
-# Before anything imports Flower or Ray.
+# Before anything imports Flower or Ray. The user's own memory of ledger heads and prepared images is left alone.
 os.environ.update(
+    XDG_STATE_HOME=tempfile.mkdtemp(prefix="ghostnet-tests-"),
     FLWR_TELEMETRY_ENABLED="0",
     FLWR_DISABLE_UPDATE_CHECK="1",
     FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
@@ -18,6 +22,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 settings.register_profile("ghostnet", deadline=None, derandomize=True)  # a loaded machine is no defect; runs repeat
 settings.load_profile("ghostnet")
 torch.set_num_threads(min(2, os.cpu_count() or 1))  # timings and float sums alike on large and small machines

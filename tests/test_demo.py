@@ -13,6 +13,7 @@ from ghostnet.cli.demo_data import planted_values, write_hospitals
 from ghostnet.plan import parse_plan
 from ghostnet.privacy.certificate import verify_sampler
 from tests.plans import tiny_plan_text
+from tests.samplers import keys_of
 from tests.test_simulate import ghostnet
 
 
@@ -55,7 +56,9 @@ def test_not_one_planted_value_is_in_what_a_hospital_keeps(hospitals: Path, run_
         for path in site.rglob("*")
         if path.is_file() and path.relative_to(site).parts[0] not in SOURCE and path.name not in HOLDS_PATHS
     ]
+    kept += (hospitals / "sites").glob("*.witness")
     assert sum(path.suffix == ".safetensors" for path in kept) > 30
+    assert sum(path.suffix == ".witness" for path in kept) == len(_sites(hospitals))
     assert [path.name for path in kept if survivors(path.read_bytes(), values)] == []
 
 
@@ -69,15 +72,17 @@ def test_the_same_search_finds_what_a_hospital_does_hold(hospitals: Path) -> Non
 
 
 def test_one_bad_file_is_quarantined_and_the_rest_goes_on(hospitals: Path, run_folder: Path) -> None:
-    for site in sorted((hospitals / "sites").iterdir()):
+    for site in _sites(hospitals):
         table = json.loads((site / "intake.json").read_text())
         assert sum(table["quarantined"].values()) == 1
         assert table["taken"] == table["found"] - 1
-    assert all(check.passed for check in verify_sampler(run_folder / "sampler"))
+    known = keys_of(hospitals / "sites")
+    assert len(known) == 3
+    assert all(check.passed for check in verify_sampler(run_folder / "sampler", trusted_keys=known))
 
 
 def test_each_hospital_keeps_its_own_ledger_and_gets_a_copy_in_the_run(hospitals: Path, run_folder: Path) -> None:
-    for site in sorted((hospitals / "sites").iterdir()):
+    for site in _sites(hospitals):
         assert (site / "ledger.sqlite").is_file()
         assert (run_folder / "sites" / site.name / "ledger.sqlite").is_file()
 
@@ -89,6 +94,10 @@ def test_the_demo_plan_fits_the_demo_hospitals(hospitals: Path) -> None:
         "site", "check", hospitals / "sites" / "north" / "site.toml", "--plan", _write(hospitals), "--json"
     )
     assert json.loads(checked.stdout)["quarantined"]
+
+
+def _sites(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in (folder / "sites").glob("*/site.toml"))
 
 
 def _write(folder: Path) -> Path:

@@ -133,7 +133,7 @@ def test_contributing_equipment_names_the_weights_and_the_certificate(sampler: S
     assert sampler.config.weights_sha256 in equipment.ContributionDescription
     assert "certificate" not in equipment.ContributionDescription
     assert sampler.folder is not None
-    (sampler.folder / "certificate.json").write_text('{"epsilon_pld": 3.5, "delta": 1e-5}')
+    (sampler.folder / "certificate.json").write_text('{"epsilon_pld": 3.5, "delta": 1e-5, "unit": "patient"}')
     described = dicom_files(sampler, tmp_path / "b")[0].ContributingEquipmentSequence[0].ContributionDescription
     assert "certificate SHA-256" in described
     assert "epsilon 3.5, delta 1e-05 per patient" in described

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ghostnet.models import build_generator
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, Plan, PrivacySpec
+from ghostnet.privacy.unit import unit_facts
 from ghostnet.report.html import ReportFigures, draw_figures, render_page, write_report
 from ghostnet.sampler import Sampler, write_sampler
 from ghostnet.utility.classification import figures
@@ -48,8 +49,7 @@ def report() -> dict[str, Any]:
         "privacy": {
             "epsilon": 3.9871,
             "delta": 1e-5,
-            "unit": "patient",
-            "adjacency": "add/remove one patient",
+            **unit_facts("patient"),
             "epsilon_rdp": 4.21,
             "epsilon_pld": 3.9871,
             "epsilon_pld_all_hospitals": 7.4,

@@ -61,11 +61,11 @@ def test_the_folder_holds_the_published_files_and_nothing_else(folder: Path) -> 
     assert [path.name for path in folder.parent.iterdir()] == ["sampler"]  # no temporary folder is left
 
 
-def test_hashes_of_a_written_sampler_are_those_of_its_files(tmp_path: Path) -> None:
+def test_digests_of_a_written_sampler_are_those_of_its_files(tmp_path: Path) -> None:
     plan = make_plan()
-    hashes = write_sampler(tmp_path / "s", build_generator(plan), plan)
-    assert hashes.config_sha256 == hashlib.sha256((tmp_path / "s/config.json").read_bytes()).hexdigest()
-    assert hashes.weights_sha256 == hashlib.sha256((tmp_path / "s/model.safetensors").read_bytes()).hexdigest()
+    digests = write_sampler(tmp_path / "s", build_generator(plan), plan, transcript={"a": np.zeros(3, np.float32)})
+    assert "transcript.safetensors" in digests
+    assert digests == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (tmp_path / "s").iterdir()}
 
 
 def test_image_i_of_a_seed_does_not_depend_on_n_or_the_batch_size(folder: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from ghostnet.privacy.certificate import verify_sampler
 from ghostnet.privacy.ledger import Ledger, verify_ledger
 from tests.plans import tiny_plan_text, write_striped_npz
+from tests.privacy.ledgers import reserve
+from tests.samplers import keys_of
 
 
 def ghostnet(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -41,15 +43,34 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_the_files_of_the_contract(run_folder: Path) -> None:
     wanted = ["plan.toml", "report.html", "report.json"]
     wanted += [
-        f"sampler/{f}" for f in ("README.md", "config.json", "model.safetensors", "certificate.json", "samples.png")
+        f"sampler/{f}"
+        for f in (
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "certificate.json",
+            "samples.png",
+            "transcript.safetensors",
+        )
     ]
     wanted += [f"sites/site-{i}/ledger.sqlite" for i in (1, 2, 3)]
     assert [name for name in wanted if not (run_folder / name).is_file()] == []
     assert not list(run_folder.rglob("*.tmp"))
 
 
+def given_keys(run: Path) -> list[str]:
+    """`--key NAME=KEY` of every hospital, as each prints its own."""
+    printed = [ghostnet("site", "key", site).stdout.strip() for site in sorted(run.glob("sites/*/site.toml"))]
+    return [part for entry in printed for part in ("--key", entry)]
+
+
 def test_the_sampler_of_a_run_verifies_offline_and_one_changed_byte_does_not(run_folder: Path, tmp_path: Path) -> None:
-    assert ghostnet("verify", run_folder / "sampler").returncode == 0
+    known = given_keys(run_folder)
+    good = ghostnet("verify", run_folder / "sampler", *known)
+    assert good.stdout.startswith("pass  keys: signed by site-1, site-2, site-3, with the keys that were given")
+    assert "FAIL" not in good.stdout
+    assert good.stdout.splitlines()[-1].startswith("not shown: ")
+    assert "every check holds" in good.stderr
     copy = tmp_path / "sampler"
     copy.mkdir()
     for file in (run_folder / "sampler").iterdir():
@@ -57,10 +78,25 @@ def test_the_sampler_of_a_run_verifies_offline_and_one_changed_byte_does_not(run
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(bytes(weights))
-    failed = ghostnet("verify", copy, check=False)
-    assert failed.returncode == 9
-    assert "file model.safetensors failed" in failed.stderr
-    assert "FAIL" in failed.stdout
+    for options in (known, []):
+        failed = ghostnet("verify", copy, *options, check=False)
+        assert failed.returncode == 9
+        assert "file model.safetensors" in failed.stderr
+        assert "FAIL" in failed.stdout
+
+
+def test_without_keys_a_sampler_is_of_unknown_keys_and_never_holds(run_folder: Path) -> None:
+    unknown = ghostnet("verify", run_folder / "sampler", check=False)
+    assert unknown.returncode == 15
+    assert unknown.stdout.startswith("????  keys: unknown keys: site-1 ")
+    assert "unknown keys" in unknown.stderr
+    assert "holds" not in unknown.stderr
+    as_json = ghostnet("verify", run_folder / "sampler", "--json", check=False)
+    told = json.loads(as_json.stdout)
+    assert (as_json.returncode, told["verdict"], told["passed"]) == (15, "unknown keys", False)
+    assert told["not_shown"]
+    told = json.loads(ghostnet("verify", run_folder / "sampler", "--json", *given_keys(run_folder)).stdout)
+    assert (told["verdict"], told["passed"]) == ("holds", True)
 
 
 def test_only_signatures_of_the_keys_that_one_was_given_count(run_folder: Path) -> None:
@@ -91,7 +127,8 @@ def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_
     assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
     assert ghostnet("site", "key", site).stdout == first
     (tmp_path / "state" / "site.key").unlink()
-    (tmp_path / "state" / "ledger.sqlite").touch()
+    with Ledger.open(tmp_path / "state" / "ledger.sqlite") as ledger:  # in use: coordinators know it by that key
+        reserve(ledger)
     assert "restore the key" in ghostnet("site", "key", site, check=False).stderr
 
 
@@ -149,7 +186,8 @@ def test_a_run_killed_in_training_resumes_without_a_second_charge(tmp_path: Path
     process.wait()
     assert ghostnet(*command[3:], check=False).returncode == 11
     ghostnet(*command[3:], "--resume")
-    assert all(check.passed for check in verify_sampler(tmp_path / "run" / "sampler"))
+    known = keys_of(tmp_path / "run" / "sites")
+    assert all(check.passed for check in verify_sampler(tmp_path / "run" / "sampler", trusted_keys=known))
     for path in (tmp_path / "run" / "sites").glob("*/ledger.sqlite"):
         assert [entry.kind for entry in verify_ledger(path)].count("reserve") == 1
 

@@ -14,7 +14,7 @@ import pytest
 
 from ghostnet.privacy.ledger import verify_ledger
 from tests.plans import tiny_plan_text, write_striped_npz
-from tests.test_simulate import ghostnet
+from tests.test_simulate import ghostnet, given_keys
 
 POOLED = 'patients = 20\nshare = "pooled"\nhospitals = 2'
 
@@ -30,7 +30,7 @@ def test_gan_runs_through_the_command_line_with_hospitals_of_different_labels(tm
     plan = write_plan(tmp_path, patients=f"patients = 20\n{lines}")
     ghostnet("simulate", plan, "--data", tmp_path / "data.npz", "--sites", 2, "--partition", "column:labels",
              "--out", tmp_path / "run")  # fmt: skip
-    assert ghostnet("verify", tmp_path / "run" / "sampler").returncode == 0
+    assert ghostnet("verify", tmp_path / "run" / "sampler", *given_keys(tmp_path / "run")).returncode == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["federation"]["share"], report["federation"]["server_optimizer"]) == ("gan", "fedadam")
 
@@ -49,7 +49,7 @@ def test_pooled_survives_a_kill_and_is_charged_and_drawn_once(tmp_path: Path) ->
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     ghostnet(*command, "--resume")
-    assert ghostnet("verify", tmp_path / "run" / "sampler").returncode == 0
+    assert ghostnet("verify", tmp_path / "run" / "sampler", *given_keys(tmp_path / "run")).returncode == 0
     for path in (tmp_path / "run" / "sites").glob("*/ledger.sqlite"):
         entries = verify_ledger(path)
         assert [entry.kind for entry in entries].count("reserve") == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ghostnet.privacy import keys
 from ghostnet.privacy.certificate import verify_sampler
 from tests.client.picture_files import PLANTED, write_png, write_table
 from tests.plans import tiny_plan_text
@@ -43,7 +44,8 @@ def test_a_site_of_pictures_is_checked_and_trained_on(tmp_path: Path) -> None:
     assert (table["taken"], table["patients"]) == (36, 24)
     assert table["labels"] == {"plain": 12, "striped": 24}
     ghostnet("simulate", tmp_path / "plan.toml", "--site", site, "--out", tmp_path / "run")
-    assert all(check.passed for check in verify_sampler(tmp_path / "run" / "sampler"))
+    known = {"north": keys.public_hex(keys.load_or_create_key(site.parent / "state" / "site.key"))}
+    assert all(check.passed for check in verify_sampler(tmp_path / "run" / "sampler", trusted_keys=known))
     kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert kept
     assert all(PLANTED.encode() not in path.read_bytes() for path in kept)

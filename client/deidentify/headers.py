@@ -104,6 +104,9 @@ TRANSFER_SYNTAXES = {
 FORMATS = ("PNG", "JPEG file", "NIfTI")
 """What a record gives as transfer syntax for a file that is not DICOM."""
 
+RADIOGRAPHS = frozenset({"CR", "DX", "DR", "PX", "RG"})
+"""What devices call a radiograph in Modality, each in the others' SOP classes too."""
+
 PHOTOMETRICS = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 )
@@ -177,7 +180,9 @@ def read_record(dataset: Dataset, transfer_syntax: str) -> HeaderRecord:
     modality = SOP_CLASSES.get(_text(dataset, "SOPClassUID"))
     if modality is None:
         raise Refused(Code.SOP_CLASS)
-    if modality != "SC" and _text(dataset, "Modality") != modality:  # a capture may show anything
+    stated = _text(dataset, "Modality")
+    agrees = stated == modality or {stated, modality} <= RADIOGRAPHS
+    if modality != "SC" and not agrees:  # a capture may show anything
         raise Refused(Code.MODALITY)
     view = _text(dataset, "ViewPosition")
     return HeaderRecord(

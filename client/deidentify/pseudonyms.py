@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 
 
 def patient_key(secret: bytes, patient_id: str) -> str:
@@ -17,7 +18,7 @@ def patient_key(secret: bytes, patient_id: str) -> str:
     Args:
         secret: the site's secret, 32 bytes.
         patient_id: as the source wrote it. Surrounding spaces and NULs are padding (PS3.5 section 6.2) and do not
-            count; everything else does.
+            count, nor does the Unicode form of its letters (NFC); everything else does.
 
     Raises:
         ValueError: nothing is left of the identifier.
@@ -26,7 +27,7 @@ def patient_key(secret: bytes, patient_id: str) -> str:
         Without the secret the key cannot be linked to the identifier (HMAC-SHA256 as a pseudorandom function).
         Not covered: one patient under two identifiers is two patients.
     """
-    stripped = patient_id.strip(" \t\r\n\0")
+    stripped = unicodedata.normalize("NFC", patient_id.strip(" \t\r\n\0"))
     if not stripped:
         raise ValueError("no patient identifier")
     return _keyed(secret, b"patient", stripped.encode("utf-8", "surrogatepass"))

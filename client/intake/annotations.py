@@ -39,6 +39,7 @@ class Annotations:
         layout: of the label table.
         rules: which finding stands for which label.
         labels: the plan's.
+        named: what lines call their images: what the box file calls so is that line's, and no namesake's.
         shared_names: names that several files have: a box file that says no more does not say which it means.
     """
 
@@ -48,6 +49,7 @@ class Annotations:
     layout: Layout
     rules: LabelSpec
     labels: Sequence[str]
+    named: Set[str] = frozenset()
     shared_names: Set[str] = frozenset()
 
     def of(self, pair: Pair, label: int) -> Annotation | Code:
@@ -67,11 +69,19 @@ class Annotations:
             return Code.BAD_MASK if mask is None else Annotation(mask=mask)
         if line.boxes:
             return Annotation(boxes=line.boxes)
-        key = boxes_key(pair.name, self.boxes, self.layout)
+        key = self._key(pair)
         if key in self.boxes:
-            found = None if key != pair.name and key in self.shared_names else self.boxes[key]
+            unclear = key not in (pair.name, line.image) and key in self.shared_names
+            found = None if unclear else self.boxes[key]
             return Code.BAD_MASK if found is None else self._counted(found, label)
         return Code.NO_MASK if line.boxes is None else Annotation(boxes=())
+
+    def _key(self, pair: Pair) -> str:
+        """How the box file names the image: by its path, as its line does, or by a name that no other line has."""
+        if pair.name not in self.boxes and pair.line.image in self.boxes and not pair.inside:
+            return pair.line.image
+        key = boxes_key(pair.name, self.boxes, self.layout)
+        return key if key == pair.name or key not in self.named else ""
 
     def _counted(self, found: tuple[NamedBox, ...], label: int) -> Annotation | Code:
         """The boxes that show this label, or say nothing of labels; boxes of other findings alone leave it unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def _row(data: NpzData, i: int, image: ImageSpec, secret: bytes, excluded: Set[s
         planes=_planes(data, i, image),
         label=int(data.labels[i]),
         patient=patient,
+        source=hashlib.sha256(data.images[i].tobytes()).digest(),
         test=test,
         drawn="mask" if image.mask_channels else "",
     )

@@ -27,6 +27,7 @@ from client.deidentify.regions import image_regions
 from client.deidentify.survivors import identifiers_of
 from client.intake.folder import PREAMBLE, SIGNATURE
 from client.intake.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
+from client.intake.patient_id import patient_id
 from client.intake.pixeldata import channels, check_pixel_data, decode_frames, frame_count, full_scale
 from client.intake.quarantine import Code, Refused
 
@@ -85,6 +86,7 @@ def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> 
                 dataset, syntax = _read(data)
     except OSError:
         raise Refused(Code.UNREADABLE) from None
+    patient = patient_id(dataset)  # before anything decodes it as the file declares
     record = read_record(dataset, syntax)
     total = frame_count(dataset)
     numbers = evenly_spaced(total, frames)
@@ -100,7 +102,7 @@ def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> 
         frame_numbers=tuple(taken),
         frames_total=total,
         record=record,
-        patient_id=str(dataset.get("PatientID") or ""),
+        patient_id=patient,
         instance_uid=str(dataset.get("SOPInstanceUID") or ""),
         identifiers=identifiers_of(dataset),
         text_regions=image_regions(dataset) if record.modality == "US" else (),

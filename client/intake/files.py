@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,7 @@ _NOT_SHAPING = (
         "pacs_config.py",
     ),
     *("pacs_faults.py", "pacs_files.py", "pacs_worker.py", "process.py"),
+    "unit.py",
     "delimited.py",  # what a table says and an entry depends on is in the entry's key
 )
 _SHAPING_LIBRARIES = (
@@ -125,6 +126,18 @@ def prepare_jobs(
             present |= {source for source in _in_parallel(lambda path: _source_key(path, secret), others) if source}
         cache.forget(present=present, excluded=excluded)
     return final, from_cache
+
+
+def with_digests(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with the SHA-256 of their files; without one where a file cannot be read."""
+
+    def digested(job: Job) -> Job:
+        try:
+            return replace(job, digest=job.digest or file_digest(job.task.path))
+        except OSError:
+            return job
+
+    return _in_parallel(digested, jobs)
 
 
 def _store(

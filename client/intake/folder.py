@@ -112,10 +112,15 @@ def find_mask_beside(mask: str, inside: str, *, folder: Path, table: Path) -> Pa
         table: the label table, likewise.
     """
     whole = find_mask(mask, folder=folder, table=table)
-    suffix = next((suffix for suffix in _IMAGE_SUFFIXES if inside.lower().endswith(suffix)), "")
-    stem = inside[: len(inside) - len(suffix)]
+    stem = inside[: len(inside) - len(image_suffix(inside))]
     names = [f"{mask}/{inside}", *(f"{mask}/{stem}{suffix}" for suffix in _MASK_SUFFIXES)]
     return whole or next(filter(None, (find_mask(name, folder=folder, table=table) for name in names)), None)
+
+
+def image_suffix(name: str) -> str:
+    """The ending of an image's name, as it is written there; "" where it has none of those that images have."""
+    length = next((len(suffix) for suffix in _IMAGE_SUFFIXES if name.lower().endswith(suffix)), 0)
+    return name[len(name) - length :]
 
 
 def posix(path: str) -> str:

@@ -104,8 +104,7 @@ def read_layout(table: Path, layout: Layout, wanted: Wanted, *, strict: bool = T
     try:
         header, raw = read_lines(table)
     except (OSError, csv.Error) as error:
-        kind = error.__class__.__name__
-        raise SiteError(f"[data].labels = {table} cannot be read ({kind}); give a UTF-8 CSV file") from None
+        raise unreadable_table(table, error) from None
     _check_columns(table, layout, header.cells, wanted)
     lines, problems = [], defaultdict[str, list[int]](list)
     for one in raw:
@@ -120,6 +119,14 @@ def read_layout(table: Path, layout: Layout, wanted: Wanted, *, strict: bool = T
         )
         raise DataError(f"the label table has {said}; correct them, or leave the label empty to keep an image out")
     return lines
+
+
+def unreadable_table(table: Path, error: Exception) -> SiteError:
+    """The refusal of a label table that is no table."""
+    kind = error.__class__.__name__
+    return SiteError(
+        f"[data].labels = {table} cannot be read ({kind}); give a UTF-8 CSV file, or UTF-16 as Excel's Unicode text"
+    )
 
 
 def numbered(numbers: Iterable[int]) -> str:

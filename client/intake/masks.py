@@ -19,6 +19,7 @@ from client.intake.task import Limits
 Mask = NDArray[np.int32]
 
 _PNG_MODES = ("1", "L", "P", "I;16", "I")
+_GREY_IN_COLOURS = ("RGB", "RGBA", "LA")  # as programs save a grey mask; colours that differ are no region numbers
 _MOST_REGIONS = 65535
 
 
@@ -100,9 +101,19 @@ def draw_boxes(boxes: Sequence[Sequence[float]], shape: tuple[int, ...]) -> Mask
 
 def _read_png(path: Path, shape: tuple[int, ...]) -> Mask | None:
     with Image.open(path, formats=["PNG"]) as opened:
-        if (opened.height, opened.width) != tuple(shape) or opened.mode not in _PNG_MODES:
+        if (opened.height, opened.width) != tuple(shape):
             return None
-        return np.asarray(opened).astype(np.int32)
+        if opened.mode in _GREY_IN_COLOURS:
+            return _grey(np.asarray(opened), alpha=opened.mode != "RGB")
+        return np.asarray(opened).astype(np.int32) if opened.mode in _PNG_MODES else None
+
+
+def _grey(channels: NDArray[np.uint8], *, alpha: bool) -> Mask | None:
+    """The one channel of a picture (h,w,c) whose colours are equal and which is opaque; None for any other."""
+    colours = channels[..., :-1] if alpha else channels
+    opaque = not alpha or bool((channels[..., -1] == 255).all())
+    equal = bool((colours == colours[..., :1]).all())
+    return colours[..., 0].astype(np.int32) if equal and opaque else None
 
 
 def _whole(values: NDArray[np.float32]) -> Mask | None:

@@ -77,6 +77,22 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: V
     )
 
 
+def has_patients(path: Path) -> bool:
+    """Whether the file says whose each image is; its list of columns alone is read.
+
+    Raises:
+        DataError: it is not an NPZ file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _broken(path, error) from None
+    return {"images", "patient"} <= names  # without images it is MedMNIST's form, whose other columns are not read
+
+
 def read_columns(path: Path, *, validation: Validation = "train") -> dict[str, NDArray[Any]]:
     """Every column of a file with one entry a row, checked as in `read_npz`; for sharing rows out among sites.
 
@@ -210,7 +226,7 @@ def _read_headers(path: Path) -> _Headers:
                     raise DataError(f"{path}: two columns are called {name}; write the file again")
                 headers[name] = (shape, dtype)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; give the path of an NPZ file") from None
+        raise _missing(path) from None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise _broken(path, error) from None
     return headers
@@ -221,6 +237,10 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     for side in shape:
         total *= side
     return total
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(f"{path} does not exist; give the path of an NPZ file")
 
 
 def _broken(path: Path, error: BaseException) -> DataError:

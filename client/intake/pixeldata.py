@@ -48,14 +48,14 @@ def channels(record: HeaderRecord) -> int:
 
 
 def frame_count(dataset: Dataset) -> int:
-    """Frames that the header states.
+    """Frames that the header states; 0, as some devices write, is one frame: the pixel data has to hold just that.
 
     Raises:
         Refused: FRAMES.
     """
     stated = dataset.get("NumberOfFrames")
     try:
-        count = 1 if stated is None or stated == "" else int(stated)
+        count = 1 if stated in (None, "", 0) else int(stated)
     except (TypeError, ValueError):
         raise Refused(Code.FRAMES) from None
     if count < 1:

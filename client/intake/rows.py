@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ class Row:
         planes: float32 (planes,size,size) in the plan's range.
         label: index into the plan's labels.
         patient: the patient's key.
+        source: SENSITIVE: SHA-256 of what it was read from: the file, or the pixels of an NPZ row.
         test: never trained on; None where the site splits by patient.
         record: header values that are kept; None without a header.
         blanked: boxes of text that were blanked.
@@ -29,6 +30,7 @@ class Row:
     planes: NDArray[np.float32]
     label: int
     patient: str
+    source: bytes = field(repr=False)
     test: bool | None = None
     record: HeaderRecord | None = None
     blanked: int = 0

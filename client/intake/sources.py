@@ -7,7 +7,7 @@ them, and only then is a file opened, by a worker.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.approvals import read_approvals, shown_rules, with_approval
@@ -18,7 +18,7 @@ from client.intake.arrays import array_rows
 from client.intake.boxes import Boxes, read_boxes
 from client.intake.cache import Entry
 from client.intake.dicomdir import Contents, read_contents
-from client.intake.files import Job, prepare_jobs
+from client.intake.files import Job, file_digest, prepare_jobs, with_digests
 from client.intake.findings import check_rules, known_findings, plan_label
 from client.intake.folder import find_files, has_signature
 from client.intake.layouts import FINDINGS, ImageLine, Wanted, read_layout
@@ -28,9 +28,10 @@ from client.intake.pairing import Pair, Pairs, is_mask, mask_names, pair
 from client.intake.quarantine import Code
 from client.intake.rows import Row, Rows, SourceCounts
 from client.intake.task import Format, Limits, Settings, Task
+from client.intake.unit import data_unit
 from client.intake.withdrawn import read_withdrawn
 from ghostnet.errors import SiteError
-from ghostnet.plan import ImageSpec
+from ghostnet.plan import ImageSpec, Unit
 from ghostnet.progress import Progress
 
 _FORMATS: dict[Kind, Format] = {"dicom": "dicom", "pacs": "dicom", "images": "picture", "nifti": "nifti"}
@@ -71,7 +72,7 @@ def read_source(
     if config.data.kind == "npz":
         return array_rows(config, image, secret, progress, excluded=excluded, strict=strict)
     sorted_files = sort_files(config, image, secret, progress, excluded=excluded, limits=limits, strict=strict)
-    jobs, refused = sorted_files.jobs, sorted_files.refused
+    jobs, refused = with_digests(sorted_files.jobs), sorted_files.refused
     entries, from_cache = prepare_jobs(
         jobs,
         config.state / "cache",
@@ -126,15 +127,16 @@ def sort_files(
     """Which of a site's files are worth opening, and as what; arguments and errors as of `read_source`, not for NPZ."""
     findings = FINDINGS[config.data.layout]
     check_rules(config.labels, image.labels, findings=findings, source=str(config.source))
-    lines = [] if config.data.labels is None else _read_table(config, image, strict)
+    unit = data_unit(config)
+    lines = [] if config.data.labels is None else _read_table(config, image, strict, unit)
     boxes = read_boxes(config.data.boxes, strict=strict) if config.data.boxes and image.mask_channels else {}
     fetched = Fetched()
     if config.data.kind == "pacs":
         withdrawn = read_withdrawn(config.state, secret, excluded)
         fetched = _fetch(config, lines, progress, strict, withdrawn)
         lines = lines if config.data.labels else _period(fetched)
-    desk = _Desk(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded)
-    files, masks, found = _paired(config, lines, strict)
+    desk = _Desk(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded, unit=unit)
+    files, masks, found = _paired(config, lines, strict, unit)
     contents = read_contents(config.data.path, files, limits=limits) if config.data.kind == "dicom" else Contents()
     jobs, refused = desk.sort(files, found.pairs)
     approvals, shown = read_approvals(config.state), shown_rules(config)
@@ -166,6 +168,7 @@ class _Desk:
     secret: bytes
     boxes: Boxes
     excluded: Set[str]
+    unit: Unit
 
     def sort(self, files: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[Job], Refusals]:
         annotations = Annotations(
@@ -175,6 +178,7 @@ class _Desk:
             layout=self.config.data.layout,
             rules=self.config.labels,
             labels=self.image.labels,
+            named={known.line.image for known in pairs},
             shared_names=shared_names(files),
         )
         unsigned = {name for name in files if not self._is_signed(name)}
@@ -203,13 +207,20 @@ class _Desk:
         line = known.line
         if not line.sound:
             return Code.NO_LABEL
-        patient = line.patient if _patients_in_table(self.config) else None
+        patient = line.patient if _patients_in_table(self.config, self.unit) else None
         if patient is not None:
             try:
                 if patient_key(self.secret, patient) in self.excluded:
                     return Code.EXCLUDED
             except ValueError:
                 return Code.NO_PATIENT_ID
+        digest = None
+        if patient is None and self.unit == "image":  # the same bytes twice are one image
+            try:
+                digest = file_digest(self.config.data.path / known.name)
+            except OSError:
+                return Code.UNREADABLE
+            patient = digest.hex()
         label = plan_label(line.present, line.uncertain, self.config.labels, self.image.labels)
         if isinstance(label, Code):
             return label
@@ -226,19 +237,22 @@ class _Desk:
             ),
             label=label,
             patient=patient,
+            digest=digest,
             drawn="mask" if drawn.mask else "boxes" if drawn.boxes is not None else "",
         )
 
 
-def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool) -> tuple[list[str], int, Pairs]:
+def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool, unit: Unit) -> tuple[list[str], int, Pairs]:
     """The image files, how many files are masks, and the lines with the images that they speak of."""
     folder, table = config.data.path, _labels_path(config)
-    if not _patients_in_table(config):  # the file says whose it is, so lines of one file are about one patient
+    if unit == "image":  # each image stands by itself: no line reaches another's, as no patient's does
+        lines = [replace(line, patient=line.image) for line in lines]
+    elif not _patients_in_table(config, unit):  # the file says whose it is: lines of one file are about one patient
         lines = [line.without_patient() for line in lines]
     others = [path for path in (table, config.data.boxes, config.cohort.exclude) if path is not None]
     files = find_files(folder, others, strict=strict)
     masks = mask_names(lines, folder=folder, table=table)
-    found = pair(lines, files, config.data.layout, masks=masks, strict=strict)
+    found = pair(lines, files, config.data.layout, folder=folder.name, masks=masks, strict=strict)
     # A file that a line names as an image stays one, whatever mask another patient's line makes of it.
     paired, any_mask = {known.name for known in found.pairs}, set().union(*masks.values())
     images = [name for name in files if name in paired or not is_mask(name, any_mask)]
@@ -254,6 +268,7 @@ def _rows(job: Job, entry: Entry | Code) -> list[Row]:
             planes=planes,
             label=job.label,
             patient=entry.patient,
+            source=job.digest or b"",
             record=entry.record,
             blanked=blanked,
             drawn=job.drawn,
@@ -262,11 +277,11 @@ def _rows(job: Job, entry: Entry | Code) -> list[Row]:
     ]
 
 
-def _read_table(config: SiteConfig, image: ImageSpec, strict: bool) -> list[ImageLine]:
+def _read_table(config: SiteConfig, image: ImageSpec, strict: bool, unit: Unit) -> list[ImageLine]:
     wanted = Wanted(
         labels=image.labels,
         findings=known_findings(config.labels, image.labels),
-        patients=_patients_in_table(config),
+        patients=_patients_in_table(config, unit),
     )
     return read_layout(_labels_path(config), config.data.layout, wanted, strict=strict)
 
@@ -296,9 +311,9 @@ def _labels_path(config: SiteConfig) -> Path:
     return config.data.labels or config.data.path
 
 
-def _patients_in_table(config: SiteConfig) -> bool:
-    """Whether the label table says whose an image is; DICOM files say it themselves."""
-    return config.data.kind in ("images", "nifti")
+def _patients_in_table(config: SiteConfig, unit: Unit) -> bool:
+    """Whether the label table says whose an image is; DICOM files say it themselves, and where nobody does none can."""
+    return config.data.kind in ("images", "nifti") and unit == "patient"
 
 
 def _settings(config: SiteConfig, image: ImageSpec) -> Settings:

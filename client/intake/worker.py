@@ -91,8 +91,10 @@ def _read_headers(request: dict[str, Any]) -> Answer:
 def _read_patient(request: dict[str, Any]) -> Answer:
     from pydicom import dcmread
 
-    dataset = dcmread(request["patient"], stop_before_pixels=True, specific_tags=["PatientID"])
-    return {"patient_id": str(dataset.get("PatientID") or "")}, b""
+    from client.intake.patient_id import patient_id
+
+    dataset = dcmread(request["patient"], stop_before_pixels=True, specific_tags=["PatientID", "SpecificCharacterSet"])
+    return {"patient_id": patient_id(dataset)}, b""
 
 
 def _list_dicomdir(request: dict[str, Any]) -> Answer:

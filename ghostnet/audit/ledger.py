@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostnet.plan import Unit
 from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
 from ghostnet.privacy.chain import Entry
 from ghostnet.privacy.composition import compose
 from ghostnet.privacy.ledger import verify_ledger
+from ghostnet.privacy.unit import adjacency, lifetime_protects, lifetime_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class RunSpend:
 
     run_id: str
     plan_hash: str
+    unit: Unit
     reserved: str  # time of the reservation, UTC
     events: tuple[Event, ...]
     epsilon_pld: float  # of this run alone
@@ -32,19 +35,34 @@ class RunSpend:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """A person went on from this ledger although something was missing: spending before it may be missing too."""
+
+    time: str
+    reason: str
+    missing: tuple[str, ...]  # codes, in words in `chain.MISSING`
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**vars(self), "missing": list(self.missing)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LedgerAudit:
-    """What `ghostnet audit ledger` prints; epsilon is per patient, adjacency add/remove one patient."""
+    """What `ghostnet audit ledger` prints; `protects` says whom epsilon is about."""
 
     site: str
     head: str
     entries: int
-    unit: str
+    unit: Unit  # the weaker one, where runs have different ones
     adjacency: str
+    protects: str
     runs: tuple[RunSpend, ...]
     epsilon_pld: float  # of all runs together, at the last run's delta; 0 without a run
     epsilon_rdp: float
     left: float | None  # of the last run's limit; None without a run
     countersigned: tuple[tuple[str, str], ...]  # (server's public key, head it has seen), oldest first
+    adoptions: tuple[Adopted, ...]  # where there is one, epsilon may be too low: nobody knows what was lost
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers, for JSON."""
@@ -53,7 +71,8 @@ class LedgerAudit:
             row = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(run).items()}
             rows.append({**row, "events": [event_to_dict(event) for event in run.events]})
         countersigned = [{"server": server, "head": head} for server, head in self.countersigned]
-        return {**vars(self), "runs": rows, "countersigned": countersigned}
+        adoptions = [adoption.to_dict() for adoption in self.adoptions]
+        return {**vars(self), "runs": rows, "countersigned": countersigned, "adoptions": adoptions}
 
 
 def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
@@ -71,17 +90,24 @@ def audit_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> LedgerAudit:
     runs = tuple(_row(entry.fields, begun, committed) for entry in entries if entry.kind == "reserve")
     last = runs[-1] if runs else None
     first = entries[0].fields
+    units = [run.unit for run in runs] or [first["unit"]]
     return LedgerAudit(
         site=first["site"],
         head=entries[-1].hash,
         entries=len(entries),
-        unit=first["unit"],
-        adjacency=first["adjacency"],
+        unit=lifetime_unit(units),
+        adjacency=adjacency(lifetime_unit(units)),
+        protects=lifetime_protects(units),
         runs=runs,
         epsilon_pld=last.epsilon_pld_after if last else 0.0,
         epsilon_rdp=last.epsilon_rdp_after if last else 0.0,
         left=max(last.limit - last.epsilon_pld_after, 0.0) if last else None,
         countersigned=tuple((e.fields["server"], e.fields["head"]) for e in entries if e.kind == "countersign"),
+        adoptions=tuple(
+            Adopted(time=e.fields["time"], reason=e.fields["reason"], missing=tuple(e.fields["missing"]))
+            for e in entries
+            if e.kind == "adopt"
+        ),
     )
 
 
@@ -103,6 +129,7 @@ def _row(
     return RunSpend(
         run_id=fields["run"],
         plan_hash=fields["plan_hash"],
+        unit=fields.get("unit", "patient"),
         reserved=fields["time"],
         events=events,
         epsilon_pld=pld,

@@ -46,6 +46,7 @@ from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import Event, PoissonGaussianSteps
 from ghostnet.privacy.noise import Entropy, SystemEntropy
+from ghostnet.privacy.unit import unit_facts
 from ghostnet.progress import Progress, silent
 
 _PAIRS = 32  # of steps; 8 numbers, the smallest parameter, then give 256 values of noise
@@ -95,6 +96,7 @@ class MechanismAudit:
     delta: float
     unit: str
     adjacency: str
+    protects: str
     bounds: LowerBounds
     findings: tuple[Finding, ...]
     profile: Profile
@@ -111,7 +113,9 @@ class MechanismAudit:
             {**f, "passed": bool(f["passed"]), "value": float(f["value"]) if math.isfinite(f["value"]) else None}
             for f in found.pop("findings")
         ]
-        claim = {name: found.pop(name) for name in ("epsilon_pld", "epsilon_rdp", "delta", "unit", "adjacency")}
+        claim = {
+            name: found.pop(name) for name in ("epsilon_pld", "epsilon_rdp", "delta", "unit", "adjacency", "protects")
+        }
         claim = {name: None if value == math.inf else value for name, value in claim.items()}
         return {
             "build": found.pop("build"),
@@ -182,8 +186,7 @@ def audit_mechanism(
         epsilon_pld=claimed,
         epsilon_rdp=epsilon_rdp([event], profile.delta),
         delta=profile.delta,
-        unit="patient",
-        adjacency="add/remove one patient",
+        **unit_facts(plan.privacy.unit),
         bounds=bounds,
         findings=tuple(findings),
         profile=profile,

@@ -66,7 +66,7 @@ def print_audit(audit: MechanismAudit) -> None:
     bounds = audit.bounds
     lines = [
         f"claim         epsilon {audit.epsilon_pld:.2f} (PLD; {audit.epsilon_rdp:.2f} by RDP) at delta {audit.delta:g} "
-        f"per {audit.unit}, {audit.adjacency}",
+        f"{audit.protects}; {audit.adjacency}",
         f"lower bounds  one run {bounds.one_run:.2f}, f-DP {bounds.f_dp:.2f}, Clopper-Pearson "
         f"{bounds.clopper_pearson:.2f}, GDP {bounds.gdp:.2f} (95 % each)",
     ]

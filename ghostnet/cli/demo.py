@@ -81,4 +81,5 @@ def demo(
         plan_file.write_text(DEMO_PLAN)
         run(plan_file, resolve(load_plan(plan_file)), out, sites, None, 0, "iid", Engine.EMBEDDED, resume, progress)
     tell(out, as_json=False)
-    errors.print(f"check the certificate: ghostnet verify {out / 'sampler'}", highlight=False, soft_wrap=True)
+    known = " ".join(f'--key "$(ghostnet site key {site})"' for site in sites)  # each hospital prints its own
+    errors.print(f"check the certificate: ghostnet verify {out / 'sampler'} {known}", highlight=False, soft_wrap=True)

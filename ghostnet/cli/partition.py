@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from client.intake.npz import read_columns
+from client.intake.npz import has_patients, read_columns
 from ghostnet.errors import DataError
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy.claim import claim
+from ghostnet.privacy.unit import protects
 
 SITE_TOML = """\
 # Written by `ghostnet simulate --data`: one simulated hospital.
@@ -25,7 +26,7 @@ kind = "npz"
 path = "data.npz"
 
 [policy]
-max_epsilon = {epsilon!r}   # per patient, over all runs
+max_epsilon = {epsilon!r}   # {protects}; over all runs
 delta = {delta!r}
 allow_real_reference = {reference}
 """
@@ -56,6 +57,7 @@ def write_sites(
     if resume and folder.exists():
         return sorted(folder.glob("*/site.toml"))
     columns = read_columns(data)
+    unit: Unit = "patient" if has_patients(data) else "image"
     shares = _shares(columns, sites, partition, plan.federation.hospitals_per_patient, np.random.default_rng(plan.seed))
     pooled = ""
     if plan.federation.is_pooled:
@@ -65,10 +67,12 @@ def write_sites(
     for name, rows in shares.items():
         site = partial / name
         site.mkdir(parents=True, mode=0o700)
-        np.savez(site / "data.npz", **{key: values[rows] for key, values in columns.items()})
+        kept = {key: values[rows] for key, values in columns.items() if key != "patient" or unit == "patient"}
+        np.savez(site / "data.npz", **kept)
         text = SITE_TOML.format(
             name=name,
             epsilon=plan.privacy.epsilon,
+            protects=protects(unit),
             delta=plan.privacy.delta,
             reference=str(plan.utility.real_reference).lower(),
         )

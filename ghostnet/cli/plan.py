@@ -27,7 +27,7 @@ def check(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN.toml")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Epsilon per patient, steps, noise and traffic of a plan; reads no data.
+    """Epsilon and whom it protects, steps, noise and traffic of a plan; reads no data.
 
     Exit code 3 when the plan cannot be run (docs/exit-codes.md).
     """
@@ -79,6 +79,7 @@ def plan_cost(plan: Plan) -> dict[str, object]:
         "delta": promised.delta,
         "unit": promised.unit,
         "adjacency": promised.adjacency,
+        "protects": promised.protects,
         "hospitals_per_patient": plan.federation.hospitals_per_patient,
         "epsilon_all_hospitals": promised.epsilon_pld_all_hospitals,
         "noise_multiplier": plan.privacy.noise_multiplier,

@@ -102,7 +102,9 @@ def add_to_report(
 def _shown(plan: Plan) -> list[tuple[str, str]]:
     """(key of the exact figures, name in the report with a place for which classifier it is)."""
     labels = plan.image.labels
-    named = [("auc", "auc_{}"), ("auc_by_patient", "auc_{}_by_patient"), ("macro_auc", "macro_auc_{}")]
+    named = [("auc", "auc_{}"), ("macro_auc", "macro_auc_{}")]
+    if plan.privacy.unit == "patient":
+        named += [("auc_by_patient", "auc_{}_by_patient")]
     named += [("accuracy", "accuracy_{}"), ("balanced_accuracy", "balanced_accuracy_{}")]
     for c, label in enumerate(labels):
         named += [(f"auc_{c}", f"auc_{{}} of {label}"), (f"recall_{c}", f"recall_{{}} of {label}")]

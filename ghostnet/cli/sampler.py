@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 
 from ghostnet.cli.console import errors, progress_bars, results
-from ghostnet.errors import VerifyError
+from ghostnet.errors import UnknownKeysError, VerifyError
 from ghostnet.export.images import write_images
 from ghostnet.privacy import keys
-from ghostnet.privacy.certificate import verify_sampler
+from ghostnet.privacy.certificate import KEYS, not_shown, verify_sampler
 from ghostnet.sampler import Sampler
 
 Folder = Annotated[Path, typer.Argument(metavar="SAMPLER", help="Folder of a published sampler.")]
@@ -51,37 +51,50 @@ def verify(
             "--key",
             metavar="NAME=KEY",
             help="Public key of a hospital that you have from itself (`ghostnet site key`); once for each. "
-            "Then only their signatures count. The coordinator's, new in every run, may be added: server=KEY.",
+            "Only with all of them does a sampler hold. The coordinator's, new in every run, may be added: server=KEY.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Check a sampler's certificate offline: hashes, signatures, and epsilon recomputed.
+    """Check a sampler offline: whose keys signed, every file, what the hospitals answered, and epsilon recomputed.
 
-    Without --key this says that nothing was changed since it was signed by the keys that are printed; with all
-    hospitals' keys, that it was they who signed. Exit code 9 when a check fails; the checks that failed are named.
+    Exit code 0: every check holds, signed with the keys that you gave. 15, "unknown keys": without --key nothing says
+    who made this; all else holds. 9: a check fails; the checks that failed are named. It ends with what even a
+    certificate that holds does not show.
     """
     try:
         trusted = keys.named_keys(known) if known else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--key") from None
-    checks = verify_sampler(folder, trusted_keys=trusted)
+    checks, unseen = verify_sampler(folder, trusted_keys=trusted), not_shown(folder)
     failed = [check.name for check in checks if not check.passed]
+    unknown = failed == [KEYS] and trusted is None
     if as_json:
         results.print_json(
             data={
+                "verdict": "unknown keys" if unknown else "fails" if failed else "holds",
                 "passed": not failed,
                 "keys_given": trusted is not None,
                 "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
+                "not_shown": list(unseen),
             }
         )
     else:
         for check in checks:
-            mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
-            shown = escape(" ".join(f"{check.name}: {check.detail}".split()))  # a certificate may hold anything
-            results.print(f"{mark}  {shown}", highlight=False, soft_wrap=True)
+            unsure = check.name == KEYS and trusted is None
+            mark = "[green]pass[/green]" if check.passed else "[yellow]????[/yellow]" if unsure else "[red]FAIL[/red]"
+            _tell(f"{mark}  ", f"{check.name}: {check.detail}")
+        for words in unseen:
+            _tell("not shown: ", words)
+    if unknown:
+        raise UnknownKeysError(
+            f"{folder}: unknown keys: nothing was changed since it was signed, but anyone can sign; get each "
+            "hospital's key from itself and give all of them with --key NAME=KEY"
+        )
     if failed:
         raise VerifyError(f"{folder} does not hold: {', '.join(failed)} failed; do not rely on its certificate")
-    errors.print(f"{folder}: every check holds", highlight=False)
-    if trusted is None:
-        errors.print("whose keys these are is not checked: give them with --key", highlight=False)
+    errors.print(f"{folder}: every check holds, signed with the keys that were given", highlight=False)
+
+
+def _tell(mark: str, words: str) -> None:
+    results.print(f"{mark}{escape(' '.join(words.split()))}", highlight=False, soft_wrap=True)  # it may hold anything

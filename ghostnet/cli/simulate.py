@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -15,14 +16,16 @@ import torch
 import typer
 
 from client.config import SiteConfig, load_site
+from client.intake.unit import data_unit
 from client.policy import check_plan
 from client.site import Site
 from ghostnet.cli import engine, reference
-from ghostnet.cli.console import progress_bars, results
+from ghostnet.cli.console import errors, progress_bars, results
 from ghostnet.cli.partition import write_sites
 from ghostnet.errors import SiteError
 from ghostnet.plan import Plan, load_plan
 from ghostnet.privacy.claim import resolve
+from ghostnet.privacy.unit import protects
 from ghostnet.progress import Progress
 from server.app import build_app as build_server_app
 from server.checkpoint import check_free
@@ -53,7 +56,9 @@ def simulate(
     """Train one sampler across hospitals on this machine.
 
     Hospitals are real folders (--site, repeated) or parts of one NPZ file (--data). Writes the sampler with its
-    certificate, report.html and report.json to --out; each hospital's own files stay in --out/sites/NAME.
+    certificate, report.html and report.json to --out; each hospital's own files stay in --out/sites/NAME. Where images
+    name no patients (an NPZ without the column patient) each image is protected by itself: the run's plan then has
+    [privacy] unit = "image".
     """
     plan = resolve(load_plan(plan_file))
     if bool(site) == bool(data):
@@ -84,17 +89,18 @@ def run(
         if data is not None:
             site_files = write_sites(out / "sites", data, sites, partition, plan, resume=resume)
         configs = _load_sites(site_files)
+        plan = _with_unit(plan, configs)
         _check_number(configs, plan)
         for config in configs:
             check_plan(plan, config.policy)
             Site(config, progress=progress).prepare(plan.image)
         out.mkdir(parents=True, exist_ok=True)
-        paths = ",".join(str(path) for path in site_files)
-        run_config = {"plan": str(plan_file), "out": str(out), "sites": paths, "resume": resume}
+        names = ",".join(config.name for config in configs)  # paths may hold commas
+        run_config = {"plan": str(plan_file), "out": str(out), "sites": names, "resume": resume}
         if engine_name is Engine.RAY:
-            _run_on_ray(run_config, site_files, progress)
+            _run_on_ray(run_config, plan, site_files, progress)
         else:
-            _run_embedded(run_config, site_files, progress)
+            _run_embedded(run_config, plan, site_files, progress)
     except BaseException:
         released = [*out.glob("server/*.safetensors"), *out.glob("sites/*/ledger.sqlite")]
         if created and not released:  # nothing to resume, and no ledger to lose
@@ -114,7 +120,7 @@ def tell(out: Path, *, as_json: bool) -> None:
     privacy = report["privacy"]
     results.print(
         f"epsilon {privacy['epsilon_pld']:.4g} (PLD), {privacy['epsilon_rdp']:.4g} (RDP), delta {privacy['delta']:g}, "
-        f"per {privacy['unit']}, {privacy['adjacency']}, at each hospital",
+        f"{privacy['protects']}; {privacy['adjacency']}, at each hospital",
         highlight=False,
         soft_wrap=True,
     )
@@ -155,6 +161,23 @@ def _load_sites(site_files: Sequence[Path]) -> list[SiteConfig]:
     return configs
 
 
+def _with_unit(plan: Plan, configs: Sequence[SiteConfig]) -> Plan:
+    """The plan as it will run, be hashed and signed: unit "image" where the data of a hospital names no patients.
+
+    A hospital refuses such a plan in a deployment (P19), where people agree on another. Here one person holds all data
+    and is told on stderr.
+    """
+    unnamed = [config.name for config in configs if data_unit(config) == "image"]
+    if plan.privacy.unit == "image" or not unnamed:
+        return plan
+    errors.print(
+        f"privacy.unit = 'image' for this run, {protects('image')} ({', '.join(unnamed)}); RUN/plan.toml says so",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return dataclasses.replace(plan, privacy=dataclasses.replace(plan.privacy, unit="image"))
+
+
 def _check_number(configs: Sequence[SiteConfig], plan: Plan) -> None:
     wanted = plan.federation.hospitals
     if plan.federation.is_pooled and len(configs) != wanted:
@@ -164,18 +187,20 @@ def _check_number(configs: Sequence[SiteConfig], plan: Plan) -> None:
         )
 
 
-def _run_embedded(run_config: dict[str, str | bool], site_files: Sequence[Path], progress: Progress) -> None:
+def _run_embedded(
+    run_config: dict[str, str | bool], plan: Plan, site_files: Sequence[Path], progress: Progress
+) -> None:
     grid = engine.EmbeddedGrid(site_files, workers=torch.get_num_threads(), progress=progress)
     try:
-        engine.run_embedded(build_server_app(run_config=run_config, progress=progress), grid)
+        engine.run_embedded(build_server_app(run_config=run_config, plan=plan, progress=progress), grid)
     finally:
         grid.close()
 
 
-def _run_on_ray(run_config: dict[str, str | bool], site_files: Sequence[Path], progress: Progress) -> None:
+def _run_on_ray(run_config: dict[str, str | bool], plan: Plan, site_files: Sequence[Path], progress: Progress) -> None:
     from ghostnet.cli.ray_engine import run_on_ray
 
-    run_on_ray(build_server_app(run_config=run_config, progress=progress), site_files)
+    run_on_ray(build_server_app(run_config=run_config, plan=plan, progress=progress), site_files)
 
 
 def _collect(out: Path, configs: Sequence[SiteConfig]) -> None:

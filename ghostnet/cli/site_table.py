@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -24,13 +24,14 @@ _ADVICE = {
 }
 
 
-def intake_view(table: IntakeTable, *, site: Path, quarantine: Path) -> Group:
+def intake_view(table: IntakeTable, *, site: Path, quarantine: Path, warnings: Sequence[str] = ()) -> Group:
     """The table as people read it.
 
     Args:
         table: what intake did. Every count is SENSITIVE: for the hospital's own screen.
         site: the site.toml, for the commands that are proposed.
         quarantine: the file that says which image has which code.
+        warnings: said before what to do next.
     """
     parts = [_totals(table)]
     parts += [
@@ -47,8 +48,8 @@ def intake_view(table: IntakeTable, *, site: Path, quarantine: Path) -> Group:
         parts.append(_rules(table.label_rules))
     if table.quarantined:
         parts.append(_left_out(table.quarantined))
-    steps = [Text(f"- {step}") for step in next_steps(table, site=site, quarantine=quarantine)]
-    return Group(*parts, Text("Next", style="bold"), *steps)
+    steps = [*warnings, *next_steps(table, site=site, quarantine=quarantine)]
+    return Group(*parts, Text("Next", style="bold"), *(Text(f"- {step}") for step in steps))
 
 
 def next_steps(table: IntakeTable, *, site: Path, quarantine: Path) -> list[str]:

@@ -47,7 +47,8 @@ KEYS: dict[str, Explained] = {
     "name": Explained(text="The hospital's name in the federation: 1 to 32 of a-z, 0-9 and -. It is public."),
     "state": Explained(
         text="Folder for the ledger, keys, cache, log and the hospital's own reports; outside the image folder, on a "
-        "disk that only the site's user can read. Back up the ledger and the keys."
+        "disk that only the site's user can read. Back up the ledger and the keys. A budget belongs to one state "
+        "folder: a second site.toml over the same images has a budget of its own."
     ),
     "data.kind": Explained(
         text='"dicom": a folder of DICOM files; "images": a folder of PNG and JPEG files; "nifti": a folder of NIfTI '
@@ -60,6 +61,7 @@ KEYS: dict[str, Explained] = {
     ),
     "data.labels": Explained(
         text="CSV that says which image has which label. Columns: image, label and, as needed, patient, mask, box. "
+        "Without patient (pictures, NIfTI) only plans that protect each image by itself are taken. "
         "image is a path below the image folder (of a PACS: StudyInstanceUID, or that, a slash and SOPInstanceUID).",
         example="labels.csv",
         kinds=FILES,
@@ -178,6 +180,13 @@ KEYS: dict[str, Explained] = {
     ),
     "policy.approved_plans": Explained(
         text='The SHA-256 of each plan that a person has approved (ghostnet plan check prints it), or "any".'
+    ),
+    "policy.witness": Explained(
+        text="File outside the state folder in which every ledger entry is noted too, by appending a line: a ledger "
+        "that was restored from an older copy, copied or lost is then refused. Left out: beside the state folder, with "
+        "its name and .witness. Better: on another disk, append-only (chattr +a), or on a WORM share that takes "
+        "appends. Never restore it from a backup.",
+        example="/mnt/other-disk/north.witness",
     ),
     "policy.allow_real_reference": Explained(
         text="true: a simulation may also train a classifier on the real images, outside the budget; not for patients."

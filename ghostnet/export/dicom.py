@@ -33,7 +33,7 @@ class Provenance:
         software_version: GhostNet's version.
         weights_sha256: of the generator's weights.
         certificate_sha256: of the privacy certificate; "" where the sampler has none.
-        privacy: the claim in words, such as "epsilon 4, delta 1e-05 per patient, add/remove"; "" where unknown.
+        privacy: the claim in words, such as "epsilon 4, delta 1e-05 per patient, ..."; "" where unknown.
     """
 
     sampler_name: str

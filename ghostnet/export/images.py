@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from ghostnet import __version__
 from ghostnet.errors import DataError
 from ghostnet.export.whole import new_folder, refuse_existing
+from ghostnet.privacy.unit import UNITS, unit_line
 from ghostnet.progress import Progress, silent
 from ghostnet.sampler import Sampler, Samples, check_count, median_denoise, to_uint8
 
@@ -208,9 +209,10 @@ def _claim(certificate: bytes) -> str:
     try:
         raw = json.loads(certificate)
         epsilon, delta = float(raw["epsilon_pld"]), float(raw["delta"])
+        unit = UNITS[UNITS.index(raw["unit"])]
     except (ValueError, KeyError, TypeError):
         return ""
-    return f"epsilon {epsilon:g}, delta {delta:g} per patient and hospital, add/remove one patient"
+    return f"epsilon {epsilon:g}, delta {delta:g} {unit_line(unit)}, at each hospital"
 
 
 def _optional(name: Literal["dicom", "nifti"]) -> Any:

@@ -4,13 +4,16 @@ An entry is one canonical JSON object. It holds its sequence number and the SHA-
 changed, missing, added or moved entry breaks the chain at a place that can be named. The same rules accept a new entry
 and re-read an old one.
 
-    open         first entry: a random identity and the hospital's name
-    reserve      a run's whole cost, charged before its first private read
+    open         first entry: a random identity, the hospital's name and its unit on that day
+    reserve      a run's whole cost, charged before its first private read; "unit" where that was the image
     begin        a request of that run starts to read patient data; from here it is spent
     commit       the request's released bytes are stored, under this digest
+    publish      the files of the one sampler that the run publishes, under this digest of their digests
     countersign  a coordinator has signed an earlier head
+    adopt        a person goes on from this ledger although something of it was missing; earlier spending may be lost
 
-Entries hold public values only. The time is for people; no rule reads it.
+Entries hold public values only, and the reason that a person gave for an adoption. The time is for people; no rule
+reads it.
 """
 
 from __future__ import annotations
@@ -24,18 +27,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghostnet.errors import GhostNetError, LedgerError
+from ghostnet.plan import Unit
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
+from ghostnet.privacy.unit import UNITS, adjacency
 
 FORMAT = 1
-UNIT = "patient"
-ADJACENCY = "add/remove one patient"
 GENESIS = "0" * 64  # "previous" of the first entry
+MAX_REASON = 500  # characters
+
+MISSING: dict[str, str] = {
+    "ledger": "every entry: this ledger was started in place of one that is lost",
+    "entries": "entries that were seen after the newest one",
+    "fork": "the entries that were seen: this is another history, or another ledger",
+    "head": "ledger.head",
+    "witness": "the second witness",
+    "unwitnessed": "the witness of entries that were written without it",
+    "file": "the database file that the witness knows: this one was restored, copied or overwritten",
+    "key": "the signing key",
+    "coordinator": "an entry that a coordinator has seen",
+}
+"""What an adopted ledger lacked, by the code in its entry."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}")
 _SITE = re.compile(r"|[a-z0-9-]{1,32}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_REASON = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_REASON}}}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -62,6 +80,7 @@ class Reservation:
     delta: float
     epsilon_pld: float  # all events up to this one
     epsilon_rdp: float
+    unit: Unit  # that the hospital's mechanism protects in this run
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
@@ -88,6 +107,14 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_matches(_NAME), value)) and len(set(value)) == len(value)
 
 
+def _codes(value: Any) -> bool:
+    return _names(value) and len(value) > 0 and set(value) <= set(MISSING)
+
+
+def _hashes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_matches(_HASH), value)) and len(set(value)) == len(value)
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0
 
@@ -98,8 +125,8 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "format": _is(FORMAT),
         "identity": _matches(_HASH),
         "site": _matches(_SITE),
-        "unit": _is(UNIT),
-        "adjacency": _is(ADJACENCY),
+        "unit": lambda value: value in UNITS,
+        "adjacency": lambda value: value in map(adjacency, UNITS),
     },
     "reserve": {
         "run": _matches(_NAME),
@@ -113,8 +140,12 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "begin": {"run": _matches(_NAME), "request": _matches(_NAME)},
     "commit": {"run": _matches(_NAME), "request": _matches(_NAME), "digest": _matches(_HASH)},
+    "publish": {"run": _matches(_NAME), "digest": _matches(_HASH)},
     "countersign": {"head": _matches(_HASH), "server": _matches(_HASH), "signature": _matches(_SIGNATURE)},
+    "adopt": {"reason": _matches(_REASON), "missing": _codes, "lost": _hashes},
 }
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {"reserve": {"unit": _is("image")}}
+"""Fields that are left out at their default: of `unit` the patient."""
 
 
 class Chain:
@@ -122,9 +153,14 @@ class Chain:
 
     def __init__(self) -> None:
         self.site = ""
+        self.identity = ""
+        self.adoptions = 0
+        self.lost: set[str] = set()  # heads that were seen of entries that an adoption has given up
+        self._opened: tuple[Unit, ...] = ()
         self.heads: list[str] = []  # hash of entry i + 1
         self.reservations: dict[str, Reservation] = {}
         self.requests: dict[tuple[str, str], str] = {}  # (run, request) -> digest, "" while begun
+        self.published: dict[str, str] = {}  # run -> digest of the sampler's files
         self._sequences: dict[str, int] = {}
 
     @property
@@ -135,6 +171,11 @@ class Chain:
     def events(self) -> tuple[Event, ...]:
         """Every event that any run has reserved."""
         return tuple(event for reservation in self.reservations.values() for event in reservation.events)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Of every run that has reserved, oldest first; before the first the one that the ledger was opened for."""
+        return tuple(reservation.unit for reservation in self.reservations.values()) or self._opened
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -181,23 +222,35 @@ class Chain:
         """Takes in an entry that `check` or `draft` has just returned."""
         fields = entry.fields
         if entry.kind == "open":
-            self.site = fields["site"]
+            self.site, self.identity = fields["site"], fields["identity"]
+            self._opened = (fields["unit"],)
         elif entry.kind == "reserve":
             self.reservations[fields["run"]] = _reservation(fields)
         elif entry.kind in ("begin", "commit"):
             self.requests[fields["run"], fields["request"]] = fields.get("digest", "")
+        elif entry.kind == "publish":
+            self.published[fields["run"]] = fields["digest"]
+        elif entry.kind == "adopt":
+            self.adoptions += 1
+            self.lost.update(fields["lost"])
         self.heads.append(entry.hash)
         self._sequences[entry.hash] = entry.sequence
 
     def _check_meaning(self, where: str, kind: str, fields: Mapping[str, Any]) -> None:
         if (kind == "open") != (len(self) == 0):
             raise LedgerError(f"{where}: a ledger starts with one open entry, and holds no other")
+        if kind == "open" and fields["adjacency"] != adjacency(fields["unit"]):
+            raise LedgerError(f"{where}: unit {fields['unit']!r} does not go with adjacency {fields['adjacency']!r}")
         if kind == "reserve":
             self._check_reserve(where, fields)
         elif kind == "begin":
             self._check_begin(where, fields)
         elif kind == "commit" and self.requests.get((fields["run"], fields["request"])) != "":
             raise LedgerError(f"{where}: request {fields['request']} of run {fields['run']} is not begun and open")
+        elif kind == "publish":
+            self._check_publish(where, fields["run"])
+        elif kind == "adopt" and not self._sequences.keys().isdisjoint(fields["lost"]):
+            raise LedgerError(f"{where}: a head that it calls lost is in this ledger")
         elif kind == "countersign":
             if fields["head"] not in self:
                 raise LedgerError(f"{where}: the countersigned head {fields['head'][:16]} is not in this ledger")
@@ -216,6 +269,12 @@ class Chain:
             raise LedgerError(f"{where}: its events are not in their one written form")
         if not reservation.epsilon_pld <= reservation.epsilon:
             raise LedgerError(f"{where}: charged past its limit, {reservation.epsilon_pld} > {reservation.epsilon}")
+
+    def _check_publish(self, where: str, run: str) -> None:
+        if run not in self.reservations:
+            raise LedgerError(f"{where}: run {run} is not reserved; it has nothing to publish")
+        if run in self.published:
+            raise LedgerError(f"{where}: the sampler of run {run} is settled already; a run publishes one")
 
     def _check_begin(self, where: str, fields: Mapping[str, Any]) -> None:
         run, request = fields["run"], fields["request"]
@@ -245,7 +304,8 @@ def _check_fields(where: str, kind: object, fields: Mapping[str, Any]) -> None:
     rules = _FIELDS.get(kind) if isinstance(kind, str) else None
     if rules is None:
         raise LedgerError(f"{where}: a ledger has no such kind of entry")
-    rules = {**_COMMON, **rules}
+    optional = {name: rule for name, rule in _OPTIONAL.get(str(kind), {}).items() if name in fields}
+    rules = {**_COMMON, **rules, **optional}
     odd = set(fields) ^ {*rules, "kind", "previous", "sequence"}
     if odd:
         raise LedgerError(f"{where}: field {min(odd)} is missing or unknown")
@@ -264,4 +324,5 @@ def _reservation(fields: Mapping[str, Any]) -> Reservation:
         delta=fields["delta"],
         epsilon_pld=fields["epsilon_pld"],
         epsilon_rdp=fields["epsilon_rdp"],
+        unit=fields.get("unit", "patient"),
     )

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ghostnet.errors import PlanError
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy.accounting import accountants_agree, calibrate_noise_multiplier, epsilon_pld, epsilon_rdp
 from ghostnet.privacy.events import (
     Event,
@@ -17,11 +17,12 @@ from ghostnet.privacy.events import (
     other_hospital_events,
     repeat_for_hospitals,
 )
+from ghostnet.privacy.unit import adjacency, protects
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Privacy of one patient over a whole run. Every number stands beside its unit and adjacency."""
+    """Privacy of one unit over a whole run. Every number stands beside its unit and adjacency."""
 
     epsilon_pld: float  # a patient of one hospital; disjoint hospitals compose in parallel
     epsilon_rdp: float  # the same by the independent, looser accountant
@@ -30,8 +31,9 @@ class Claim:
     epsilon_pld_other_hospital: float  # against one other hospital, which knows its own noise; other modes: the same
     hospitals_per_patient: int
     delta: float
-    unit: str = "patient"
-    adjacency: str = "add/remove one patient"
+    unit: Unit
+    adjacency: str
+    protects: str  # the unit in words
     sampling: str
 
 
@@ -98,7 +100,7 @@ def claim(plan: Plan) -> Claim:
             not resolved.
 
     Guarantee:
-        Unit: patient, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
+        Unit: privacy.unit, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
         releases.py, and nothing else, leave the hospital.
         Not covered: other runs on the same patients (ledger.py composes them); utility.real_reference, which is for
         simulations and not private.
@@ -108,7 +110,7 @@ def claim(plan: Plan) -> Claim:
     by_pld, by_rdp = epsilon_pld(events, privacy.delta), epsilon_rdp(events, privacy.delta)
     if not by_pld <= privacy.epsilon:
         raise PlanError(
-            f"the plan costs epsilon {by_pld:.4f} (PLD, delta {privacy.delta:g}) a patient, over its own "
+            f"the plan costs epsilon {by_pld:.4f} (PLD, delta {privacy.delta:g}) per {privacy.unit}, over its own "
             f"privacy.epsilon = {privacy.epsilon:g}; raise noise_multiplier, or set it to 0 to have it calibrated"
         )
     check_accountants_agree(by_pld, by_rdp)
@@ -121,6 +123,9 @@ def claim(plan: Plan) -> Claim:
         epsilon_pld_other_hospital=epsilon_pld(other_hospital_events(events), privacy.delta),
         hospitals_per_patient=federation.hospitals_per_patient,
         delta=privacy.delta,
+        unit=privacy.unit,
+        adjacency=adjacency(privacy.unit),
+        protects=protects(privacy.unit),
         sampling=f"Poisson, each patient joins each step independently with probability {privacy.sampling_rate:g}",
     )
 

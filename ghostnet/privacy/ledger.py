@@ -4,9 +4,16 @@ A run's whole cost is reserved, and on the disk, before its first private read. 
 one that began and did not commit (a crash) is spent and never runs again; one that committed is answered with the
 stored bytes of that digest. There is no reset and no refund.
 
-Beside `ledger.sqlite` lie `ledger.lock` (one writer at a time) and `ledger.head`, rewritten after every entry: a local
-witness that notices when the database alone is restored from an old copy. Whoever restores both, or runs two copies of
-the folder, is noticed by the head that the coordinator countersigned and by nothing else.
+Beside `ledger.sqlite` lie `ledger.lock` (one writer at a time) and `ledger.head`, rewritten after every entry; a second
+witness lies outside the state folder. A ledger that lacks what they have seen is refused, and so is a new one where
+there was one before: `ghostnet.privacy.ledger_faults` lists what each notices, and what nothing does. With a reason, a
+person may go on from such a ledger by `Ledger.adopt`.
+
+An entry is stored first, then `ledger.head`, then the second witness. A crash in between leaves an entry that is not
+witnessed, which is no fault: nothing rests on an entry before all three are on the disk, and the next opening makes up
+for it before anything else is written. A witness written first could name an entry that a crash has prevented.
+
+A budget belongs to one state folder. A second site.toml over the same images has a ledger, and a budget, of its own.
 """
 
 from __future__ import annotations
@@ -17,29 +24,47 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from ghostnet.errors import BudgetError, LedgerError
+from ghostnet.plan import Unit
 from ghostnet.privacy.accounting import Event, event_to_dict
-from ghostnet.privacy.chain import ADJACENCY, FORMAT, UNIT, Chain, Entry
+from ghostnet.privacy.chain import FORMAT, Chain, Entry
 from ghostnet.privacy.composition import compose
+from ghostnet.privacy.ledger_faults import (
+    Adoption,
+    Seen,
+    adopt_fields,
+    faults,
+    head_faults,
+    is_behind,
+    look_around,
+    require,
+)
 from ghostnet.privacy.ledger_storage import (
-    check_present,
-    check_witness,
     connect,
     connect_to_read,
     insert,
+    is_cut_off,
     lock_writer,
+    read_head,
     read_rows,
-    read_witness,
     replay,
     storage_errors,
-    write_witness,
+    write_head,
 )
+from ghostnet.privacy.ledger_witness import (
+    UNKNOWN,
+    Witnessed,
+    append_witness,
+    default_witness,
+    file_identity,
+)
+from ghostnet.privacy.unit import adjacency, lifetime_protects, unit_line
 
 State = Literal["new", "begun", "committed"]
 
@@ -48,37 +73,42 @@ _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded u
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What all reserved events cost one patient together, at one delta."""
+    """What all reserved events cost one patient (or image, as `protects` says) together, at one delta."""
 
     epsilon_pld: float
     epsilon_rdp: float
     events: tuple[Event, ...]
+    protects: str
+    adoptions: int  # where there is one, this may be too little: nobody knows what was lost
 
 
 class Ledger:
     """The open ledger of one hospital; a context manager. Every method raises LedgerError once storage has failed.
 
     Guarantee:
-        Unit: patient, add/remove one. The PLD composition of all events ever reserved here stays <= the limit given
-        with each reservation, whatever crashes. Assumes: private reads happen only between `begin` and `commit` of a
-        request of that reservation, and the disk keeps what it has fsynced.
-        Not covered: a patient seen by two hospitals; a restored copy of ledger.sqlite together with ledger.head, until
-        the coordinator's countersigned head is checked.
+        Unit: that of each run's reservation, add/remove one. The PLD composition of all events ever reserved here stays
+        <= the limit given with each reservation, whatever crashes. Assumes: private reads happen only between `begin`
+        and `commit` of a request of that reservation, and the disk keeps what it has fsynced.
+        Not covered: a patient seen by two hospitals, or prepared by two state folders; all images of one patient
+        together in a run whose unit was the image; what an adopted ledger has lost; a disk brought back whole, its
+        witness too (a snapshot), until the coordinator's countersigned head is checked.
     """
 
-    def __init__(self, path: Path, site: str) -> None:
-        """Use `Ledger.open`."""
+    def __init__(self, path: Path, site: str, unit: Unit, witness: Path, adoption: Adoption | None = None) -> None:
+        """Use `Ledger.open` or `Ledger.adopt`."""
         self._path = path
+        self._witness_path = witness
         self._process = os.getpid()
         self._thread_lock = threading.RLock()
         self._failed = ""
         self._chain = Chain()
+        self._witnessed: Witnessed | None = None
         self._lock = lock_writer(path)
         try:
-            check_present(path)
+            seen = self._look_around(adoption)
             self._database = connect(path)
             try:
-                self._read(site)
+                self._read(site, unit, seen, adoption)
             except BaseException:
                 self._database.close()
                 raise
@@ -87,18 +117,37 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, path: Path, *, site: str = "") -> Ledger:
-        """Opens the ledger at `path`, or starts one; re-checks its whole chain.
+    def open(cls, path: Path, *, site: str = "", unit: Unit = "patient", witness: Path | None = None) -> Ledger:
+        """Opens the ledger at `path`, or starts one where there never was one; re-checks its whole chain.
 
         Args:
             path: the database, `ledger.sqlite` in the hospital's state folder.
             site: the hospital's name; written into a new ledger, compared with an old one unless empty.
+            unit: of the hospital's data; written into a new ledger. Each reservation names its own.
+            witness: the second witness; by default beside the state folder (`default_witness`).
 
         Raises:
-            LedgerError: in use by another process, damaged, rolled back, of another hospital, or not storable.
+            LedgerError: in use by another process, damaged, rolled back, restored, lost, of another hospital, or not
+                storable.
         """
+        path = path.resolve()
         with storage_errors(path):
-            return cls(path.resolve(), site)
+            return cls(path, site, unit, witness or default_witness(path))
+
+    @classmethod
+    def adopt(
+        cls, path: Path, adoption: Adoption, *, site: str, unit: Unit = "patient", witness: Path | None = None
+    ) -> Ledger:
+        """Goes on from the ledger at `path`, or from a new one, although something was seen that is missing.
+
+        The first new entry gives the reason and what was missing. Spending that was lost is unknown, and not charged.
+
+        Raises:
+            LedgerError: nothing is missing; or in use, damaged, of another hospital, or not storable.
+        """
+        path = path.resolve()
+        with storage_errors(path):
+            return cls(path, site, unit, witness or default_witness(path), adoption)
 
     def __enter__(self) -> Ledger:
         return self
@@ -125,6 +174,7 @@ class Ledger:
         epsilon: float,
         delta: float,
         requests: Sequence[str] = (),
+        unit: Unit = "patient",
     ) -> Spent:
         """Charges a run's whole cost; on the disk when this returns. The same reservation again charges nothing.
 
@@ -135,28 +185,34 @@ class Ledger:
             epsilon: the hospital's limit for ALL runs together, composed by PLD.
             delta: at which epsilon is counted.
             requests: the only requests that may begin under this reservation, each once.
+            unit: that the mechanism of this run protects.
 
         Raises:
             BudgetError: B01, all runs with this one would pass `epsilon`; nothing is charged.
-            LedgerError: the run is reserved already for another plan, events or requests; or storage failed.
+            LedgerError: the run is reserved already for another plan, events, requests or unit; or storage failed.
         """
         with self._usable():
             events, requests, epsilon, delta = tuple(events), tuple(requests), _limit(epsilon), _probability(delta)
             if not events:
                 raise LedgerError(f"run {run_id} reserves no event; a run that reads patients has at least one")
             known = self._chain.reservations.get(run_id)
-            if known and (known.plan_hash, known.events, known.requests) != (plan_hash, events, requests):
-                raise LedgerError(f"run {run_id} is reserved already for another plan; give the new run a new id")
+            asked = (plan_hash, events, requests, unit)
+            if known and (known.plan_hash, known.events, known.requests, known.unit) != asked:
+                raise LedgerError(
+                    f"run {run_id} is reserved already for another plan or unit; give the new run a new id"
+                )
             before = self._chain.events
             after = self._composed(before if known else before + events, delta)
             if not after.epsilon_pld <= epsilon:
-                raise _over_budget(run_id, () if known else events, before, limit=epsilon, delta=delta)
+                asked_for = () if known else events
+                raise _over_budget(run_id, asked_for, before, limit=epsilon, delta=delta, unit=unit)
             if known is None:
                 fields = {"run": run_id, "plan_hash": plan_hash, "requests": list(requests), "epsilon": epsilon}
                 fields |= {"delta": delta, "events": [event_to_dict(event) for event in events]}
                 fields |= {"epsilon_pld": after.epsilon_pld, "epsilon_rdp": after.epsilon_rdp}
+                fields |= {"unit": unit} if unit != "patient" else {}
                 self._append("reserve", fields)
-            return after
+            return replace(after, protects=lifetime_protects(self._chain.units))
 
     def begin(self, run_id: str, request: str) -> None:
         """Marks a request as started, on the disk, before it reads a patient: from here it is spent.
@@ -175,6 +231,25 @@ class Ledger:
         """
         with self._usable():
             self._append("commit", {"run": run_id, "request": request, "digest": digest})
+
+    def publish(self, run_id: str, digest: str) -> None:
+        """Settles, on the disk, which sampler a run publishes; `digest` stands for the digests of its files.
+
+        Raises:
+            LedgerError: the run is not reserved, or has settled on a sampler already.
+        """
+        with self._usable():
+            self._append("publish", {"run": run_id, "digest": digest})
+
+    def published(self, run_id: str) -> str:
+        """The digest that `publish` settled for this run; "" before."""
+        with self._usable():
+            return self._chain.published.get(run_id, "")
+
+    def requests(self, run_id: str) -> dict[str, str]:
+        """The run's requests as they began, each with the digest of its answer; "" for one that is spent without."""
+        with self._usable():
+            return {request: digest for (run, request), digest in self._chain.requests.items() if run == run_id}
 
     def state(self, run_id: str, request: str) -> State:
         """Whether a request may begin ("new"), is spent without an answer ("begun"), or has one ("committed")."""
@@ -199,6 +274,12 @@ class Ledger:
         with self._usable():
             reservations = self._chain.reservations.items()
             return tuple(event for run, reserved in reservations if run != besides for event in reserved.events)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was ever asked of it: it has its open entry and no other."""
+        with self._usable():
+            return len(self._chain) == 1
 
     def head(self) -> str:
         """Hash of the newest entry, 64 hex digits; it stands for the whole ledger."""
@@ -232,52 +313,98 @@ class Ledger:
             head: the newest head of this hospital that the coordinator knows; "" when it knows none.
 
         Raises:
-            LedgerError: this ledger is an old copy, a fork, or a new one in place of a lost one.
+            LedgerError: this ledger is an old copy, a fork, or a new one in place of a lost one, and no adoption has
+                given that head up.
         """
         with self._usable():
-            if head and head not in self._chain:
+            if head and head not in self._chain and head not in self._chain.lost:
                 raise LedgerError(
-                    f"{self._path} lacks entry {str(head)[:16]} that the coordinator has seen: it is an old copy or a "
-                    "fork. Put the newest copy back; without it this cohort's budget counts as spent"
+                    f"{self._path} lacks entry {str(head)[:64]} that the coordinator has seen: it is an old copy or a "
+                    "fork. Put the newest copy back; without it this cohort's budget counts as spent "
+                    "(ghostnet site ledger SITE.toml --adopt --lost that entry goes on)"
                 )
 
-    def _read(self, site: str) -> None:
+    def _look_around(self, adoption: Adoption | None) -> Seen:
+        """Before SQLite touches the file: refuses to make a new one in place of a lost one."""
+        seen = look_around(self._path, self._witness_path)
+        if seen.file is None:
+            require(tuple(faults(seen, self._chain, is_writer=True)), adoption, seen)
+        elif seen.witness is not None and is_cut_off(self._path):
+            # Undoing the transaction writes to the file; a crash meanwhile must not look like a copy put back over it.
+            unknown = replace(seen.witness, modified_ns=UNKNOWN)
+            seen = replace(seen, witness=unknown)
+            append_witness(self._witness_path, unknown)
+        self._witnessed = seen.witness
+        return seen
+
+    def _read(self, site: str, unit: Unit, seen: Seen, adoption: Adoption | None) -> None:
         for _ in replay(read_rows(self._database, self._path), self._chain):
             pass
-        witness = read_witness(self._path)
-        if witness is not None:
-            check_witness(self._path, witness, self._chain)
-        elif len(self._chain) > 1:  # a crash can leave the first entry without its witness, no other
-            raise LedgerError(
-                f"{self._path.stem}.head is missing beside {self._path}: put it back from the newest copy of both"
-            )
-        if len(self._chain) == 0:
-            identity = secrets.token_hex(32)
-            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": UNIT, "adjacency": ADJACENCY}
-            self._append("open", fields)
-        elif site and site != self._chain.site:
+        if site and self._chain.site and site != self._chain.site:
             raise LedgerError(
                 f"{self._path} belongs to site {self._chain.site!r}, not {site!r}; check [state] of site.toml"
             )
-        elif witness is None or witness[0] < len(self._chain):
-            write_witness(self._path, self._chain)  # a crash came between the newest entry and its witness
+        found = tuple(faults(seen, self._chain, is_writer=True))
+        require(found, adoption, seen)
+        is_new = len(self._chain) == 0
+        if is_new:
+            identity = secrets.token_hex(32)
+            fields = {"format": FORMAT, "identity": identity, "site": site, "unit": unit}
+            fields["adjacency"] = adjacency(unit)
+            self._append("open", fields, is_witnessed=adoption is None)
+        if adoption is not None:
+            self._append("adopt", adopt_fields(adoption, found, seen, self._chain))
+        elif not is_new and is_behind(seen, self._chain):
+            self._bear_witness()  # a crash came between the newest entry and its witnesses
 
-    def _append(self, kind: str, fields: Mapping[str, Any]) -> None:
+    def _append(self, kind: str, fields: Mapping[str, Any], *, is_witnessed: bool = True) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         entry = self._chain.draft(kind, {**fields, "time": now})
         try:
             with storage_errors(self._path):
-                insert(self._database, entry, previous=self._chain.head)
-                self._chain.add(entry)
-                write_witness(self._path, self._chain)
+                self._insert(entry)
+                if is_witnessed:
+                    self._bear_witness()
         except BaseException as error:
             # Whether the entry reached the disk is unknown: only a fresh read of the file may go on from here.
             self._failed = str(error) or error.__class__.__name__
             raise
 
+    def _insert(self, entry: Entry) -> None:
+        try:
+            insert(self._database, entry, previous=self._chain.head)
+        except LedgerError:  # refused before anything was written
+            raise
+        except BaseException:
+            if self._witnessed is not None:  # SQLite has undone what it wrote, and the file is younger now
+                with suppress(OSError):
+                    append_witness(self._witness_path, replace(self._witnessed, modified_ns=UNKNOWN))
+            raise
+        self._chain.add(entry)
+
+    def _bear_witness(self) -> None:
+        write_head(self._path, self._chain)
+        file = file_identity(self._path)
+        witnessed = Witnessed(
+            ledger=self._chain.identity,
+            sequence=len(self._chain),
+            head=self._chain.head,
+            inode=file.inode,
+            born_ns=file.born_ns,
+            modified_ns=file.modified_ns,
+        )
+        append_witness(self._witness_path, witnessed)
+        self._witnessed = witnessed
+
     def _composed(self, events: tuple[Event, ...], delta: float) -> Spent:
         pld, rdp = compose(events, delta)
-        return Spent(epsilon_pld=pld, epsilon_rdp=rdp, events=events)
+        return Spent(
+            epsilon_pld=pld,
+            epsilon_rdp=rdp,
+            events=events,
+            protects=lifetime_protects(self._chain.units),
+            adoptions=self._chain.adoptions,
+        )
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -308,7 +435,7 @@ def verify_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> tuple[Entry
         raise LedgerError(f"{path} is not a file; give the path of a ledger.sqlite")
     # The witness is read first: a hospital at work only adds entries between the two reads.
     with storage_errors(path), closing(connect_to_read(path)) as database:
-        witness = read_witness(path)
+        head = read_head(path)
         rows = read_rows(database, path)
         damage = [line for (line,) in database.execute("PRAGMA integrity_check") if line != b"ok"]
     chain = Chain()
@@ -317,11 +444,12 @@ def verify_ledger(path: Path, *, known_heads: Sequence[str] = ()) -> tuple[Entry
         raise LedgerError(f"{path}: the database is damaged: {damage[0].decode('ascii', 'replace')}")
     if not entries:
         raise LedgerError(f"{path} holds no entry; a ledger starts with an open entry")
-    if witness is not None:
-        check_witness(path, witness, chain)
-    for head in known_heads:
-        if head not in chain:
-            raise LedgerError(f"{path} lacks entry {head[:16]} that was seen before: it is an old copy or a fork")
+    if head is not None:
+        for fault in head_faults(path, chain, *head, by=path.with_suffix(".head").name):
+            raise LedgerError(fault.text)
+    for known in known_heads:
+        if known not in chain:
+            raise LedgerError(f"{path} lacks entry {known[:16]} that was seen before: it is an old copy or a fork")
     return entries
 
 
@@ -342,12 +470,12 @@ def _with_checked_epsilons(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _over_budget(
-    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float
+    run_id: str, events: tuple[Event, ...], before: tuple[Event, ...], *, limit: float, delta: float, unit: Unit
 ) -> BudgetError:
     spent, asked = compose(before, delta)[0], compose(events, delta)[0]
     return BudgetError(
         f"B01: run {run_id} asks for epsilon {asked:.4f} where {spent:.4f} of {limit:.4f} is spent and "
-        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, per patient, add/remove); "
+        f"{max(limit - spent, 0.0):.4f} left (delta {delta:g}, {unit_line(unit)}); "
         "ask for fewer steps or more noise"
     )
 

@@ -1,4 +1,4 @@
-"""The ledger's three files: the database, the writer's lock and the witness of the newest head.
+"""The ledger's three files in the state folder: the database, the writer's lock and the newest head.
 
 Every write is on the disk before its function returns. SQLite runs with synchronous=FULL and journal_mode=TRUNCATE:
 this pair also syncs the end of the journal, so a power cut cannot bring a committed entry's journal back and undo it.
@@ -63,6 +63,21 @@ def lock_writer(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a writer has ledger `path` open now."""
+    try:
+        descriptor = os.open(path.with_suffix(".lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -140,22 +155,21 @@ def _check_newest(database: sqlite3.Connection, entry: Entry, previous: str) -> 
         raise LedgerError("the ledger was changed by another program while it was open here")
 
 
-def write_witness(path: Path, chain: Chain) -> None:
+def write_head(path: Path, chain: Chain) -> None:
     """Writes the newest head beside ledger `path`, whole or not at all, and syncs it and its folder."""
-    witness = path.with_suffix(".head")
-    write_durably(witness, canonical_json({"head": chain.head, "sequence": len(chain)}) + b"\n")
+    write_durably(path.with_suffix(".head"), canonical_json({"head": chain.head, "sequence": len(chain)}) + b"\n")
     sync_folder(path.parent)
 
 
-def read_witness(path: Path) -> tuple[int, str] | None:
-    """The (sequence, head) written last beside ledger `path`; None where there is no witness.
+def read_head(path: Path) -> tuple[int, str] | None:
+    """The (sequence, head) written last beside ledger `path`; None where there is no such file.
 
     Raises:
-        LedgerError: the file is not a witness.
+        LedgerError: the file holds something else.
     """
-    witness = path.with_suffix(".head")
+    file = path.with_suffix(".head")
     try:
-        text = witness.read_bytes()
+        text = file.read_bytes()
     except FileNotFoundError:
         return None
     try:
@@ -166,34 +180,11 @@ def read_witness(path: Path) -> tuple[int, str] | None:
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
-        raise LedgerError(f"{witness} is damaged; put it back together with {path.name} from the newest copy of both")
+        raise LedgerError(f"{file} is damaged; put it back together with {path.name} from the newest copy of both")
     return sequence, head
 
 
-def check_present(path: Path) -> None:
-    """Refuses to start a new ledger where a witness remembers an old one.
-
-    Raises:
-        LedgerError: the database is missing, its witness is not.
-    """
-    if not path.exists() and read_witness(path) is not None:
-        raise LedgerError(f"{path} is missing, {path.stem}.head beside it is not: put the newest copy back")
-
-
-def check_witness(path: Path, witness: tuple[int, str], chain: Chain) -> None:
-    """Refuses a chain that lacks the witnessed head.
-
-    Raises:
-        LedgerError: the database is older than its witness, or another one.
-    """
-    sequence, head = witness
-    if sequence > len(chain):
-        raise LedgerError(
-            f"{path} ends at entry {len(chain)}, but {path.stem}.head has seen entry {sequence}: an old copy was put "
-            "back, or the file was cut. Put the newest copy back; without it this cohort's budget counts as spent"
-        )
-    if chain.heads[sequence - 1] != head:
-        raise LedgerError(
-            f"{path} has another entry {sequence} than {path.stem}.head has seen: it is a fork, or another ledger. "
-            "Put the newest copy back; without it this cohort's budget counts as spent"
-        )
+def is_cut_off(path: Path) -> bool:
+    """Whether a crash left a transaction that SQLite undoes when it opens the database next."""
+    journal = path.with_name(path.name + "-journal")
+    return journal.exists() and journal.stat().st_size > 0

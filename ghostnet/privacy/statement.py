@@ -1,35 +1,57 @@
-"""What one hospital signs about a run, and what a plan says was done to each patient."""
+"""What one hospital signs about a run, and what a plan says was done to each patient.
+
+A statement is about what the hospital answered, and nothing else: a round that was never asked for is not in it. It
+binds every file of the sampler but the certificate itself.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import math
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ghostnet.errors import VerifyError
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, Unit
 from ghostnet.privacy import keys
-from ghostnet.privacy.accounting import Event, epsilon_pld, epsilon_rdp, event_to_dict, repeat_for_hospitals
-from ghostnet.privacy.chain import ADJACENCY, UNIT
+from ghostnet.privacy.accounting import (
+    EPSILON_STEP,
+    Event,
+    epsilon_pld,
+    epsilon_rdp,
+    event_to_dict,
+    repeat_for_hospitals,
+)
+from ghostnet.privacy.answers import answered_events, answered_words
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import coalition_events, other_hospital_events
+from ghostnet.privacy.software import Software
+from ghostnet.privacy.unit import UNITS, protects, unit_facts
 
 MECHANISM = "Gaussian noise on sums over patients, each clipped; Poisson-sampled discriminator steps (DP-SGD)"
 SAMPLING = "each patient independently with probability sampling_rate (Poisson), coins from the operating system"
 NOT_COVERED = (
-    "other runs on the same patients: only the hospital's own ledger adds them up",
+    "other runs on the same patients, but those on the hospital's own ledger: lifetime in its statement adds these up, "
+    "without what a ledger that was adopted had lost",
     "a patient seen by more hospitals than the plan's hospitals_per_patient",
+    "one person under several identifiers: each counts as a patient of their own",
     "what a hospital's software released if it was not this code, unchanged",
     "facts about a population that hold whether or not any one patient took part",
 )
 
-SiteStatement = dict[str, Any]  # the keys of STATEMENT_KEYS
+IMAGE_NOT_COVERED = (
+    "per image: all images of one person together; for k of them epsilon is up to k times as large, and delta more",
+    "per image: one image of several of a patient, at a hospital whose data names patients; there the patient with all "
+    "their images is the unit, as its statement says",
+)
+
+FORMAT = "ghostnet-statement/2"
+SiteStatement = dict[str, Any]  # the keys of `statement_keys`
 STATEMENT_KEYS = frozenset(
-    "site run_id plan_hash weights_sha256 events epsilon_pld epsilon_rdp delta ledger_head public_key signature".split()
+    "format site run_id plan_hash files answered spent events epsilon_pld epsilon_rdp delta unit protects reserved "
+    "lifetime software ledger_head public_key signature".split()
 )
 
 RELEASED = {
@@ -43,10 +65,23 @@ POOLED_NOT_COVERED = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lifetime:
+    """What all runs ever reserved at a hospital cost together, and what it allows at most."""
+
+    epsilon_pld: float
+    epsilon_rdp: float
+    max_epsilon: float  # by PLD
+    delta: float  # of all three
+    protects: str  # whom the sum is about (`unit.lifetime_protects`)
+    adoptions: int  # of its ledger, each for want of entries: where there is one, earlier runs may be missing
+
+
 def statement_keys(plan: Plan) -> frozenset[str]:
     """The keys of a statement about this plan."""
-    more = {"gan": {"released"}, "pooled": {"released", "epsilon_pld_coalition", "masked_with"}}
-    return STATEMENT_KEYS | more.get(plan.federation.share, set())
+    more = {"gan": {"released"}, "pooled": {"released", "masked_with"}}
+    public = {"public_images_sha256"} if plan.warm_start.public else set()
+    return STATEMENT_KEYS | more.get(plan.federation.share, set()) | public
 
 
 def site_statement(
@@ -54,9 +89,14 @@ def site_statement(
     site: str,
     run_id: str,
     plan: Plan,
-    weights_sha256: str,
+    files: Mapping[str, str],
+    requests: Mapping[str, str],
+    lifetime: Lifetime,
+    software: Software,
     ledger_head: str,
     key: Ed25519PrivateKey,
+    unit: Unit,
+    public_images_sha256: str = "",
     masked_with: dict[str, str] | None = None,
 ) -> SiteStatement:
     """What one hospital signs about its part in a run.
@@ -65,42 +105,117 @@ def site_statement(
         site: the hospital's name.
         run_id: the run, as in its ledger.
         plan: the resolved plan that it ran.
-        weights_sha256: SHA-256 of the published model.safetensors.
+        files: SHA-256 of every file of the sampler but the certificate, hex, by name.
+        requests: of this run, in the ledger's order, the digest of the answer to each; "" for one that began and died.
+        lifetime: over all runs, from the ledger.
+        software: what is installed here.
         ledger_head: the ledger's head after the run's last commit.
         key: the hospital's key.
+        unit: that the hospital's mechanism protected; never weaker than the plan's.
+        public_images_sha256: what the coordinator says the generator started from; "" where the plan names no images.
         masked_with: pooled: who the hospitals of the run were, and how their keys were known (`client.masking`).
 
+    Raises:
+        VerifyError: the unit is weaker than the plan's, or an epsilon is not finite.
+
     Guarantee:
-        Unit: patient, add/remove one. Says what the plan's events cost together at one hospital.
-        Not covered: see NOT_COVERED.
+        Unit: `unit`, add/remove one; of `lifetime` that which it says. Says what the answers of this run cost together
+        at one hospital, what the run reserved, and what all runs did. Every epsilon is rounded up (`certified`).
+        Not covered: see `not_covered`.
     """
-    events = tuple(plan_events(plan))
+    if not _at_least(unit, plan):
+        raise VerifyError(f"unit {unit!r} is weaker than the plan's {plan.privacy.unit!r}; nothing is signed about it")
+    words = answered_words(requests)
+    events = answered_events(plan, [request for request, digest in requests.items() if digest])
     pld, rdp = events_epsilons(events, plan.privacy.delta)
     statement: SiteStatement = {
+        "format": FORMAT,
         "site": site,
         "run_id": run_id,
         "plan_hash": plan.hash(),
-        "weights_sha256": weights_sha256,
+        "files": dict(files),
+        **words,
         "events": [event_to_dict(event) for event in events],
-        "epsilon_pld": pld,
-        "epsilon_rdp": rdp,
+        "epsilon_pld": certified(pld),
+        "epsilon_rdp": certified(rdp),
         "delta": plan.privacy.delta,
+        **statement_unit(unit),
+        "reserved": certified_plan(plan),
+        "lifetime": _certified_lifetime(lifetime),
+        "software": dict(software),
         "ledger_head": ledger_head,
         "public_key": keys.public_hex(key),
         **_released(plan),
-        **_coalition(plan),
     }
+    if plan.warm_start.public:
+        statement["public_images_sha256"] = public_images_sha256
     if plan.federation.is_pooled:
         statement["masked_with"] = dict(masked_with or {})
     return {**statement, "signature": keys.sign(key, statement)}
+
+
+def certified(epsilon: float) -> float:
+    """An epsilon as it is signed: one step of EPSILON_STEP above what was computed, on the grid of that step.
+
+    Computed values are rounded up to the grid already, and another machine's last digit can lift them by one step: the
+    signed value is never below what anyone recomputes, so that a check needs no tolerance. 0 (nothing) stays 0.
+    """
+    steps = round(1 / EPSILON_STEP)
+    return (round(epsilon * steps) + 1) / steps if epsilon else 0.0
+
+
+def certified_plan(plan: Plan) -> dict[str, float]:
+    """Every epsilon of `plan_epsilons`, as it is signed."""
+    return {name: certified(value) for name, value in plan_epsilons(plan).items()}
+
+
+def _certified_lifetime(lifetime: Lifetime) -> dict[str, Any]:
+    return {
+        "epsilon_pld": certified(lifetime.epsilon_pld),
+        "epsilon_rdp": certified(lifetime.epsilon_rdp),
+        "max_epsilon": float(lifetime.max_epsilon),
+        "delta": float(lifetime.delta),
+        "protects": lifetime.protects,
+        "adoptions": lifetime.adoptions,
+    }
+
+
+def statement_unit(unit: Unit) -> dict[str, str]:
+    """A statement's words about the unit; `unit_facts` without the adjacency, which follows."""
+    return {"unit": unit, "protects": protects(unit)}
+
+
+def signed_unit(statement: SiteStatement, plan: Plan) -> Unit:
+    """The unit that a statement says.
+
+    Raises:
+        VerifyError: it is no unit, in other words than the unit's own, or weaker than the plan's.
+    """
+    for unit in UNITS:
+        if statement_unit(unit) == {name: statement[name] for name in statement_unit(unit)} and _at_least(unit, plan):
+            return unit
+    raise VerifyError(f"it protects {statement['unit']!r}, which is not the plan's {plan.privacy.unit!r}")
+
+
+def _at_least(unit: Unit, plan: Plan) -> bool:
+    """Whether a unit is the plan's or the patient, who covers more than an image."""
+    return unit in ("patient", plan.privacy.unit)
+
+
+def not_covered(plan: Plan) -> list[str]:
+    """What nobody may read into a plan's epsilon."""
+    return [
+        *NOT_COVERED,
+        *(IMAGE_NOT_COVERED if plan.privacy.unit == "image" else ()),
+        *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
+    ]
 
 
 def mechanism(plan: Plan) -> dict[str, Any]:
     """The certificate's words and numbers about what was done to each patient; they follow from the plan alone."""
     privacy = plan.privacy
     return {
-        "unit": UNIT,
-        "adjacency": ADJACENCY,
+        **unit_facts(privacy.unit),
         "mechanism": MECHANISM,
         "sampling": SAMPLING,
         "noise_multiplier": privacy.noise_multiplier,
@@ -114,10 +229,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
             "epsilon_pld": "a patient of one hospital; disjoint hospitals compose in parallel",
             "epsilon_pld_all_hospitals": "a patient of hospitals_per_patient hospitals; these compose in sequence",
         },
-        "not_covered": [
-            *NOT_COVERED,
-            *(POOLED_NOT_COVERED if plan.federation.is_pooled else ()),
-        ],
+        "not_covered": not_covered(plan),
         **_federation(plan),
     }
 
@@ -195,17 +307,3 @@ def events_epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, flo
     if not (math.isfinite(pld) and math.isfinite(rdp)):
         raise VerifyError(f"epsilon is {pld} by PLD and {rdp} by RDP; a certificate needs finite ones")
     return pld, rdp
-
-
-def code_version() -> str:
-    """The package's version and a hash of its shared source, so that a changed mechanism shows."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
-    try:
-        version = importlib.metadata.version("ghostnet")
-    except importlib.metadata.PackageNotFoundError:  # run from a source folder
-        version = "source"
-    return f"{version}+{digest.hexdigest()[:16]}"

@@ -17,6 +17,7 @@ import numpy as np
 from ghostnet import __version__
 from ghostnet.export.grid import png_bytes, strip
 from ghostnet.export.whole import replace_file
+from ghostnet.privacy.unit import protects
 from ghostnet.report.plots import interval_chart, round_chart
 from ghostnet.report.template import PAGE, STYLE
 from ghostnet.sampler import Sampler, to_uint8
@@ -85,6 +86,7 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
         style=STYLE,
         plan=plan,
         privacy=privacy,
+        protects=protects(privacy.get("unit", "patient")),
         run_id=report.get("run_id", ""),
         lead=_lead(report),
         odds=_odds(privacy.get("epsilon")),

@@ -82,16 +82,16 @@ PAGE = """<!doctype html>
 </header>
 
 <section class="guarantee" id="guarantee">
-  <h2>What each patient is guaranteed</h2>
+  <h2>What each {{ privacy.unit }} is guaranteed</h2>
   <div class="big">
     <div><b>{{ privacy.epsilon | epsilon }}</b><span>epsilon (ε), smaller is stronger</span></div>
     <div><b>{{ privacy.delta | number }}</b><span>delta (δ)</span></div>
-    <div><b>{{ privacy.unit }}</b><span>who is protected, with all their images</span></div>
+    <div><b>{{ privacy.unit }}</b><span>{{ protects }}</span></div>
   </div>
   <p>Differential privacy, adjacency <strong>{{ privacy.adjacency }}</strong>, at each hospital by itself: whatever
     anyone
   works out from everything that this run released, now or later, would have been almost as likely without any one
-  {{ privacy.unit }}’s images.{% if odds %} “Almost” means: by a factor of at most e<sup>ε</sup> = {{ odds }},
+  {{ "patient’s images" if privacy.unit == "patient" else "image" }}.{% if odds %} “Almost” means: by a factor of at most e<sup>ε</sup> = {{ odds }},
     except with a
   probability of at most δ.{% endif %}</p>
   {% if privacy.sites %}
@@ -202,10 +202,9 @@ PAGE = """<!doctype html>
 
 <section id="verify">
   <h2>Check it yourself</h2>
-  <p class="note">Needs no network and no trust in whoever gave you the files: hashes, every hospital’s signature,
-    and epsilon
-  recomputed from the listed mechanisms.</p>
-<pre>ghostnet verify {{ sampler_path }}</pre>
+  <p class="note">Needs no network: every file, every hospital’s signature, what each answered, and epsilon recomputed
+    from that. Get each hospital’s key from the hospital itself; without the keys, anyone could have made the files.</p>
+<pre>ghostnet verify {{ sampler_path }}{% for site in sites %} --key {{ site.name }}=KEY{% endfor %}</pre>
   <p class="note">The certificate is <code>sampler/certificate.json</code>; these facts as data are
     <code>report.json</code>.</p>
 </section>

@@ -39,6 +39,17 @@ def test_a_capture_is_a_capture_whatever_it_says(claimed: str) -> None:
     assert PLANTED not in repr(record)
 
 
+@pytest.mark.parametrize("claimed", ["CR", "DX", "DR", "PX", "RG"])
+@pytest.mark.parametrize(("sop_class", "modality"), [("1", "CR"), ("1.1", "DX"), ("1.1.1", "DX")])
+def test_radiographs_may_call_themselves_by_each_others_names(claimed: str, sop_class: str, modality: str) -> None:
+    dataset = dicom(picture(), SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{sop_class}", Modality=claimed)
+    assert read_record(dataset, EXPLICIT).modality == modality
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"  # CT
+    with pytest.raises(Refused) as caught:
+        read_record(dataset, EXPLICIT)
+    assert caught.value.code is Code.MODALITY
+
+
 @pytest.mark.parametrize("name", ["PNG", "JPEG file", "NIfTI"])
 def test_a_record_serves_files_that_are_not_dicom(name: str) -> None:
     values = asdict(read_record(dicom(picture()), EXPLICIT)) | {"transfer_syntax": name, "modality": "OT"}

@@ -339,3 +339,13 @@ def test_an_artefact_that_holds_an_identifier_is_not_written(tmp_path: Path) -> 
     assert cache.store("b", entry, ["DOE^JANE"]) is Code.IDENTIFIER
     assert cache.load("b") is Code.IDENTIFIER
     assert all(b"DOE^JANE" not in path.read_bytes() for path in tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("stated", [0, None])
+def test_no_frames_stated_and_one_there_is_one_frame(stated: int | None, tmp_path: Path) -> None:
+    one, two = picture(), np.stack([picture(), picture(1)])
+    path = save(dicom(one, NumberOfFrames=stated), tmp_path / "one.dcm")
+    assert len(read_dicom(path, file_bytes=1 << 20, pixels=1 << 20).frames) == 1
+    path = save(dicom(one, NumberOfFrames=0, PixelData=two.tobytes()[: one.nbytes - 2]), tmp_path / "none.dcm")
+    with pytest.raises(Refused):
+        read_dicom(path, file_bytes=1 << 20, pixels=1 << 20)

@@ -152,6 +152,34 @@ def test_a_broken_line_reaches_no_other_and_is_found_by_its_number(tmp_path: Pat
     assert [one.image for one in read_layout(path, "plain", WANTED, strict=False) if one.sound] == ["b", "c"]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("said", ["", "sep={}\r\n", '"sep={}"\r\n', "SEP={}\n"])
+def test_the_separators_and_encodings_of_office_programs_are_read(
+    tmp_path: Path, separator: str, encoding: str, said: str
+) -> None:
+    rows = [
+        "image,patient,label,box",
+        'M\u00fcller_1.png,P0,mass,"1 2 3 4; 5 6 7 8"',
+        'b.png,"P;1",mass,',
+        "c.png,P2,?,",
+    ]
+    text = said.format(separator) + "\r\n".join(row.replace(",", separator) for row in rows) + "\r\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    first, second, third = read_layout(tmp_path / "labels.csv", "plain", WANTED, strict=False)
+    assert (first.image, first.patient, first.present) == ("M\u00fcller_1.png", "P0", ("mass",))
+    assert first.boxes == ((1, 2, 3, 4), (5, 6, 7, 8))
+    assert (second.image, second.patient, second.sound) == ("b.png", "P;1", True)
+    assert (third.sound, third.number) == (False, 4 + bool(said))
+
+
+def test_a_broken_unit_of_utf16_spoils_its_own_line_only(tmp_path: Path) -> None:
+    text = "image,patient,label\na.png,P,mass\nb.png,P,mass\n".encode("utf-16-le")
+    broken = text.replace("b.".encode("utf-16-le"), b"\x00\xd8.\0")
+    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe" + broken)
+    assert [line.sound for line in read_layout(tmp_path / "labels.csv", "plain", WANTED, strict=False)] == [True, False]
+
+
 def test_a_cell_of_any_length_is_read_past(tmp_path: Path) -> None:
     rows = [("image", "patient", "label", "report"), ("a", "P", "mass", "x" * 300_000), ("b", "P", "mass", "")]
     assert [line.sound for line in lines(tmp_path, "plain", *rows)] == [True, True]
@@ -167,7 +195,8 @@ def test_five_line_numbers_are_enough(tmp_path: Path) -> None:
 
 
 def paired(found: list[ImageLine], files: list[str], layout: Any = "plain", strict: bool = True) -> list[tuple]:
-    return [(p.name, p.line.patient, p.line.sound) for p in pair(found, files, layout, strict=strict).pairs]
+    pairs = pair(found, files, layout, folder="png", strict=strict).pairs
+    return [(known.name, known.line.patient, known.line.sound) for known in pairs]
 
 
 def test_a_line_may_name_a_folder(tmp_path: Path) -> None:
@@ -241,6 +270,64 @@ def test_a_box_belongs_to_a_file_and_not_to_a_folder() -> None:
     with pytest.raises(DataError, match="1 line.s. with a box on a folder"):
         pair(found, ["s/a.png"], "plain")
     assert paired(found, ["s/a.png"], strict=False) == [("s/a.png", "A", False)]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["one first", "the other first"])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "own", "others", "own_file", "others_file"),
+    [
+        ("nih", "1.png", "berta/1.png", "anna/1.png", "berta/1.png"),
+        ("nih", "1.png", "CXR8/berta/1.png", "anna/1.png", "berta/1.png"),
+        ("nih", "anna/1.png", "1.png", "x/anna/1.png", "1.png"),
+        ("nih", "CXR8/anna/1.png", "1.png", "anna/1.png", "1.png"),
+        ("plain", "s/1", "s/1.dcm", "s/1", "s/1.dcm"),
+        ("plain", "s/1", "s/1.png", "s/1.PNG", "s/1.png"),
+        ("plain", "s/1.png", "s/1.PNG", "s/1.png", "s/1.PNG"),
+        ("plain", "/data/png/1.png", "1.png", "png/1.png", "1.png"),
+    ],
+)
+def test_a_file_with_the_name_of_another_patients_neither_drops_nor_takes_that_ones_image(
+    layout: str, own: str, others: str, own_file: str, others_file: str, strict: bool, turned: bool
+) -> None:
+    anna, berta = ImageLine(image=own, patient="A", number=2), ImageLine(image=others, patient="B", number=3)
+    both, files = [anna, berta], sorted([own_file, others_file])
+    alone = paired([anna], [own_file], layout, strict=strict)
+    together = paired(both[::-1] if turned else both, files[::-1] if turned else files, layout, strict=strict)
+    assert alone == [(own_file, "A", True)]
+    assert sorted(together) == sorted([*alone, (others_file, "B", True)])
+    # Anna's file is not there: she gets none, and above all not Berta's.
+    assert paired(both[::-1] if turned else both, [others_file], layout, strict=strict) == [(others_file, "B", True)]
+
+
+@pytest.mark.parametrize(
+    ("named", "file"),
+    [
+        ("a/1.PNG", "a/1.png"),
+        ("a/1.png", "a/1.PNG"),
+        ("a/1", "a/1.png"),
+        ("a/1", "a/1.nii.gz"),
+        ("png/a/1.png", "a/1.png"),
+        ("/data/png/a/1.png", "a/1.png"),
+        ("C:/scans/a/1.png", "a/1.png"),
+        ("M\u00fcller.png", "Mu\u0308ller.png"),
+        ("Mu\u0308ller.png", "M\u00fcller.png"),
+    ],
+)
+def test_a_plain_table_may_name_a_file_in_these_ways(named: str, file: str) -> None:
+    assert paired([ImageLine(image=named, patient="A")], [file, "b/1.png"]) == [(file, "A", True)]
+
+
+@pytest.mark.parametrize("named", ["1.png", "1", "x/1.png", "x/png/1.png", "A/1.png", "a/1.jpg"])
+def test_a_plain_table_names_no_file_by_less(named: str) -> None:
+    assert paired([ImageLine(image=named, patient="A")], ["a/1.png", "b/1.png"]) == []
+
+
+def test_a_name_of_two_files_is_refused_or_left_out() -> None:
+    found = [ImageLine(image="1", patient="A", number=4)]
+    with pytest.raises(DataError, match="that several images have .line 4."):
+        pair(found, ["1.jpg", "1.png"], "plain")
+    assert [sound for _, _, sound in paired(found, ["1.jpg", "1.png"], strict=False)] == [False, False]
 
 
 # --- Boxes

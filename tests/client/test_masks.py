@@ -150,6 +150,17 @@ def test_a_png_mask_keeps_its_values(tmp_path: Path) -> None:
     assert refusal_of(tmp_path / "none.png") is Code.BAD_MASK
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_png_mask_of_equal_channels_is_one_channel(mode: str, tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    grey.convert(mode).save(tmp_path / "m.png")
+    assert (mask_of(tmp_path / "m.png", shape=(6, 8)) == np.asarray(grey)).all()
+    coloured = np.array(grey.convert(mode))
+    coloured[2, 3, -1] ^= 1  # a colour or an alpha of its own
+    Image.fromarray(coloured, mode=mode).save(tmp_path / "c.png")
+    assert refusal_of(tmp_path / "c.png", shape=(6, 8)) is Code.BAD_MASK
+
+
 def test_a_png_mask_does_not_say_on_which_of_several_frames_it_lies(tmp_path: Path) -> None:
     Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "m.png")
     assert refusal_of(tmp_path / "m.png", frame=1, frames=3) is Code.BAD_MASK

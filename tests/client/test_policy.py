@@ -89,10 +89,8 @@ def test_a_server_that_asks_for_too_much_is_refused_by_number(key: str, value: A
 
 
 def test_every_number_has_a_case() -> None:
-    elsewhere = {"P12", "P18"}  # lists of the policy: below, and in test_pooled_site.py
-    numbers = {f"P{number:02d}" for number in (*range(1, 19), 20)} - {
-        "P15"
-    }  # P15 belonged to a limit that was taken out
+    elsewhere = {"P12", "P18", "P19"}  # lists of the policy: below, and in test_pooled_site.py; the unit: test_unit.py
+    numbers = {f"P{number:02d}" for number in range(1, 21)} - {"P15"}  # it belonged to a limit that was taken out
     assert {code for _, _, code in ASKED} | elsewhere == numbers
 
 
@@ -145,10 +143,17 @@ def test_a_plan_that_costs_more_than_it_says_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['unit = "image"', 'unit = "record"', 'adjacency = "replace one"', "dp = false", "secure_mode = false"]
+    ("line", "said"),
+    [
+        ('unit = "record"', "privacy.unit"),
+        ('unit = "Image"', "privacy.unit"),
+        ('adjacency = "replace one"', "unknown key privacy"),
+        ("dp = false", "unknown key privacy"),
+        ("secure_mode = false", "unknown key privacy"),
+    ],
 )
-def test_a_plan_has_no_word_for_a_weaker_unit(line: str) -> None:
-    with pytest.raises(PlanError, match="unknown key privacy"):
+def test_a_plan_has_no_other_unit_or_adjacency(line: str, said: str) -> None:
+    with pytest.raises(PlanError, match=said):
         parse_plan(tiny_plan_text(epsilon=f"epsilon = 20.0\n{line}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import secrets
 import signal
@@ -27,6 +28,7 @@ from ghostnet.secure_sum import Roster, make_roster, mask_key_document, sum_modu
 from ghostnet.weights import arrays_sha256, to_arrays
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.rosters import join_all
+from tests.samplers import publication
 from tests.server.direct_grid import write_hospitals
 from tests.test_secure_sum import looks_uniform
 
@@ -195,14 +197,21 @@ def test_peers_of_site_toml_are_the_only_ones_that_a_hospital_masks_with(files: 
 def test_the_statement_says_who_was_masked_with_and_the_mask_key_is_gone(sites: list[Site], plan: Plan) -> None:
     run_id = secrets.token_hex(16)
     roster = join_all(sites, plan, run_id)
-    asked(sites[0], plan, run_id, 1, roster)
+    answer = asked(sites[0], plan, run_id, 1, roster)
     folder = sites[0].config.state / "runs" / run_id
     assert os.stat(folder / "mask.key").st_mode & 0o077 == 0
     generator = to_arrays(build_generator(plan))
     for _ in range(2):  # a repeated request says the same
         statement = _finish(sites[0], plan, run_id, generator)
         assert statement["masked_with"] == {"hospitals_sha256": roster.hospitals_sha256(), "keys": "first use"}
-        assert statement["epsilon_pld_coalition"] > statement["epsilon_pld"]
+        assert statement["reserved"]["epsilon_pld_coalition"] > statement["reserved"]["epsilon_pld"]
+        assert statement["answered"][-1] == {
+            "request": "steps",
+            "first": 1,
+            "last": 1,
+            "count": 1,
+            "digest": hashlib.sha256(arrays_sha256({protocol.MASKED_SUM: answer}).encode()).hexdigest(),
+        }
         assert not (folder / "mask.key").exists()
     with pytest.raises(LedgerError, match="has ended here"):
         asked(sites[0], plan, run_id, 2, roster)
@@ -212,7 +221,7 @@ def test_the_statement_says_who_was_masked_with_and_the_mask_key_is_gone(sites: 
 def _finish(site: Site, plan: Plan, run_id: str, generator: dict[str, np.ndarray]) -> dict:
     from tests.client.test_site import _classifier
 
-    statement = site.finish(plan, run_id, generator, _classifier(plan), arrays_sha256(generator))[1]
+    statement = site.finish(plan, run_id, generator, _classifier(plan), publication(plan, run_id, generator))[1]
     signed = {key: value for key, value in statement.items() if key != "signature"}
     assert keys.verify(statement["public_key"], signed, statement["signature"])
     return statement

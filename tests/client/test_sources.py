@@ -16,6 +16,7 @@ from client.cohort import Cohorts, check_site, load_cohorts
 from client.config import SiteConfig, load_site
 from client.intake.layouts import CHEXPERT_FINDINGS
 from client.intake.task import Limits
+from client.intake.unit import data_unit
 from ghostnet.errors import DataError, SiteError
 from tests.client.dicom_files import SECRET, dicom, image_spec, picture, save, write_labels, write_site
 from tests.client.picture_files import (
@@ -69,6 +70,35 @@ def test_a_plain_folder_of_pictures(tmp_path: Path) -> None:
     again = load_cohorts(config, image_spec(size=40), SECRET, limits=NO_WORKER)
     assert again.table.from_cache == 8
     assert torch.equal(again.train.images, cohorts.train.images)
+
+
+def test_without_a_patient_in_the_table_each_image_is_a_unit(tmp_path: Path) -> None:
+    for i, name in enumerate(("a.png", "b.png", "s/c.png", "s/d.png", "s/e.png")):
+        write_png(tmp_path / "images" / name, eight_bit(min(i, 3)))
+    config = picture_site(tmp_path, more=TRAIN)
+    rows = [("image", "label", "comment"), ("a.png", "lesion", PLANTED), ("b.png", "normal", ""), ("s", "lesion", "")]
+    write_table(tmp_path / "labels.csv", rows)
+    cohorts = load(config)
+    assert data_unit(config) == "image"
+    assert by_patient(cohorts) == [[0], [1], [1], [1]]  # s/d and s/e have the same bytes: one image
+    assert (cohorts.table.duplicates, cohorts.table.patients) == (1, 4)
+    # What lines say of one image reaches no other: neither a line more nor a mask that another line names.
+    write_table(
+        tmp_path / "labels.csv", [("image", "label", "mask"), ("a.png", "lesion", "s/c.png"), ("s", "lesion", "")]
+    )
+    assert by_patient(load(config, strict=False)) == [[1], [1], [1]]
+
+
+def test_a_list_of_withdrawn_patients_is_no_use_where_none_are_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "images/a.png", eight_bit())
+    (tmp_path / "withdrawn.txt").write_text("A\n")
+    config = picture_site(tmp_path, more=TRAIN + 'exclude = "withdrawn.txt"\n')
+    for strict in (True, False):
+        write_table(tmp_path / "labels.csv", [("image", "label"), ("a.png", "lesion")])
+        with pytest.raises(SiteError, match=r"\[cohort\].exclude .* this data names none"):
+            load(config, strict=strict)
+    write_table(tmp_path / "labels.csv", [("image", "patient", "label"), ("a.png", "B", "lesion")])
+    assert load(config).train.patients == 1
 
 
 def test_the_patient_of_the_table_is_the_unit(tmp_path: Path) -> None:
@@ -244,6 +274,24 @@ def test_nih_boxes_of_a_name_that_two_images_have_are_drawn_on_neither(tmp_path:
     for named, expected in (("1.png", []), ("berta/1.png", [100])):
         (tmp_path / "boxes.csv").write_text(f"Image Index,Finding Label,Bbox [x,y,w,h]\n{named},Effusion,5,5,10,10\n")
         assert covered(load(config, strict=False, mask_channels=1)) == expected
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_namesake_of_another_patient_leaves_an_nih_image_its_boxes_and_gets_none_of_them(
+    tmp_path: Path, turned: bool
+) -> None:
+    for i, name in enumerate(("anna/1.png", "berta/1.png")):
+        write_png(tmp_path / "images" / name, eight_bit(i))
+    config = picture_site(tmp_path, data='layout = "nih"\nboxes = "boxes.csv"', more=TRAIN + NIH)
+    (tmp_path / "boxes.csv").write_text("Image Index,Finding Label,Bbox [x,y,w,h]\n1.png,Effusion,5,5,10,10\n")
+    header, *rows = [("Image Index", "Finding Labels", "Patient ID"), ("1.png", "Effusion", "A")]
+    rows.append(("berta/1.png", "No Finding", "B"))
+    write_table(tmp_path / "labels.csv", [header, *(rows[::-1] if turned else rows)])
+    for strict in (True, False):
+        assert covered(load(config, strict=strict, mask_channels=1)) == [0, 100]
+    write_table(tmp_path / "labels.csv", [header, rows[0]])
+    (tmp_path / "images/berta/1.png").unlink()
+    assert covered(load(config, mask_channels=1)) == [100]
 
 
 def test_the_nih_layout_with_its_boxes(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def main() -> int:
         print(f"{name:40s} is promised and not in the suite")
     for planted in SUITE:
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_STATE_HOME"] = folder
             wrong, clean = planted.wrong(Path(folder) / "wrong"), planted.clean(Path(folder) / "clean")
         is_caught = not wrong.passed and wrong.check == planted.caught_by
         found = "caught" if is_caught else "MISSED"

@@ -350,6 +350,39 @@ def public_from_data(*arguments: Any, **named: Any) -> None:
     training.train_round(generator, discriminator, optimizers, cohort, plan, **{**named, "released_mean": None})
 
 
+# A hospital that promises patients where its images name none.
+
+
+def check_unit_of_the_data(folder: Path) -> Finding:
+    """Images without patients are never served, nor charged, as patients."""
+    site_file = hospital(folder)
+    columns = dict(np.load(folder / "data.npz"))
+    del columns["patient"]
+    np.savez(folder / "data.npz", **columns)
+    site = Site(load_site(site_file))
+    try:
+        site.join(resolve(tiny_plan()), RUN)
+        refused = ""
+    except PolicyError as error:
+        refused = str(error)[:3]
+    per_image = replace(tiny_plan(), privacy=replace(tiny_plan().privacy, unit="image"))
+    Site(load_site(site_file)).join(resolve(per_image), "cd" * 16)
+    units = [e.fields.get("unit", "patient") for e in verify_ledger(site.config.ledger_path) if e.kind == "reserve"]
+    return Finding(
+        check="unit of the data",
+        passed=refused == "P19" and units == ["image"],
+        value=float(len(units)),
+        detail=f"a plan per patient: {refused or 'accepted'}; reservations per {', '.join(units)}",
+    )
+
+
+@contextmanager
+def says_patient_for_images() -> Iterator[None]:
+    """Every image counts as a patient, and is called one."""
+    with mock.patch.object(client.site, "data_unit", return_value="patient"):
+        yield
+
+
 Check = Callable[[Path], Finding]
 
 

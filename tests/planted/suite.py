@@ -166,6 +166,12 @@ HOSPITAL = (
         wrong=under(hospital_bugs.sends_raw_metrics, hospital_bugs.check_message),
         clean=hospital_bugs.check_message,
     ),
+    Planted(
+        bug="patient said for images without patients",
+        caught_by="unit of the data",
+        wrong=under(hospital_bugs.says_patient_for_images, hospital_bugs.check_unit_of_the_data),
+        clean=hospital_bugs.check_unit_of_the_data,
+    ),
 )
 
 LATER = (

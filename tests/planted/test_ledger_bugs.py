@@ -160,7 +160,7 @@ def test_an_accountant_that_answers_nan_charges_nothing(
         assert len(ledger.entries()) == (2 if accountant == "real" else 1)
 
 
-# No witness: an old copy of the database starts the budget again.
+# Nothing is held against what was seen: an old copy of the database starts the budget again.
 
 
 @pytest.mark.parametrize("has_witness", [True, False])
@@ -168,7 +168,7 @@ def test_a_restored_copy_is_caught_by_the_witness(
     path: Path, monkeypatch: pytest.MonkeyPatch, has_witness: bool
 ) -> None:
     if not has_witness:
-        monkeypatch.setattr(ledger_module, "check_witness", lambda path, witness, chain: None)
+        monkeypatch.setattr(ledger_module, "faults", lambda seen, chain, is_writer: iter(()))
     with Ledger.open(path):
         pass
     old = path.read_bytes()
@@ -184,6 +184,42 @@ def test_a_restored_copy_is_caught_by_the_witness(
             assert ledger.spent(DELTA).epsilon_pld == 0
             with pytest.raises(LedgerError, match="old copy or a fork"):
                 ledger.check_not_rolled_back(known)
+
+
+# The second witness is skipped: entries are written that it has not seen.
+
+
+class SkipsTheWitness(Ledger):
+    def _bear_witness(self) -> None:
+        ledger_storage.write_head(self._path, self._chain)
+
+
+class WitnessesTheFirstEntryAlone(Ledger):
+    def _bear_witness(self) -> None:
+        if len(self._chain) == 1:
+            super()._bear_witness()
+        ledger_storage.write_head(self._path, self._chain)
+
+
+@pytest.mark.parametrize(
+    ("ledger_type", "said"),
+    [
+        (Ledger, None),
+        (SkipsTheWitness, "witness .* is missing"),
+        (WitnessesTheFirstEntryAlone, "has 3 entries and .* has seen 1: they were written without it"),
+    ],
+)
+def test_a_ledger_that_skips_the_second_witness_is_caught_when_it_is_opened_next(
+    path: Path, ledger_type: type[Ledger], said: str | None
+) -> None:
+    with ledger_type.open(path) as ledger:
+        reserve(ledger)
+        ledger.begin("run-1", "warm")
+    if said is None:
+        Ledger.open(path).close()
+    else:
+        with pytest.raises(LedgerError, match=said):
+            Ledger.open(path)
 
 
 # No lock, and no second look inside the transaction: two processes reserve the same budget.

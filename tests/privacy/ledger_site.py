@@ -31,7 +31,11 @@ from tests.privacy.ledgers import PLAN, WARM
 
 REQUESTS = ("warm", "round-1")
 TRACED = (
-    *(f"ghostnet/{name}.py" for name in ("privacy/ledger", "privacy/ledger_storage", "privacy/chain", "durable")),
+    *(
+        f"ghostnet/privacy/{name}.py"
+        for name in ("ledger", "ledger_storage", "ledger_faults", "ledger_witness", "chain")
+    ),
+    "ghostnet/durable.py",
     __file__,
 )
 RUNS_A_FOLDER = 12

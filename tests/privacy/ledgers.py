@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import GaussianRelease, PoissonGaussianSteps
 from ghostnet.privacy.ledger import Ledger
+from ghostnet.privacy.ledger_witness import Witnessed, append_witness, default_witness, file_identity
 
 PLAN = "a" * 64
 DELTA = 1e-5
@@ -36,18 +37,31 @@ def reserve(ledger: Ledger, run: str = "run-1", **changes: Any) -> None:
 
 
 def busy_ledger(folder: Path) -> Path:
-    """A ledger with every kind of entry: two runs, one commit, one crash, one countersigned head."""
+    """A ledger of seven entries: two runs, one commit, one crash, one countersigned head."""
     for name, content in _busy_files().items():
         (folder / name).write_bytes(content)
         (folder / name).chmod(0o600)
+    bear_witness(folder / "ledger.sqlite")
     return folder / "ledger.sqlite"
+
+
+def bear_witness(path: Path) -> None:
+    """What the second witness would hold if the ledger had grown where it lies: for files that a test has put there."""
+    stored = rows(path)
+    file = file_identity(path)
+    line = Witnessed(
+        ledger=json.loads(stored[0][1])["identity"], sequence=len(stored), head=stored[-1][2].decode(), **vars(file)
+    )
+    append_witness(default_witness(path), line)
 
 
 @cache
 def _busy_files() -> dict[str, bytes]:
     server = Ed25519PrivateKey.generate()
-    with tempfile.TemporaryDirectory() as folder:
-        with Ledger.open(Path(folder) / "ledger.sqlite", site="north") as ledger:
+    with tempfile.TemporaryDirectory() as outer:
+        folder = Path(outer) / "state"
+        folder.mkdir()
+        with Ledger.open(folder / "ledger.sqlite", site="north") as ledger:
             reserve(ledger)
             ledger.begin("run-1", "warm")
             ledger.commit("run-1", "warm", digest("warm"))
@@ -56,7 +70,7 @@ def _busy_files() -> dict[str, bytes]:
             ledger.countersign(head, keys.public_hex(server), signature)
             reserve(ledger, "run-2", events=(WARM,))
             ledger.begin("run-2", "warm")
-        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def rows(path: Path) -> list[tuple[int, bytes, bytes]]:

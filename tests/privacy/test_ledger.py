@@ -27,8 +27,10 @@ from ghostnet.privacy import keys
 from ghostnet.privacy.accounting import GaussianRelease, epsilon_pld, epsilon_rdp
 from ghostnet.privacy.chain import Chain
 from ghostnet.privacy.ledger import Ledger, verify_ledger
+from ghostnet.privacy.ledger_faults import Adoption
 from ghostnet.privacy.ledger_storage import replay
-from tests.privacy.ledgers import DELTA, EVENTS, WARM, busy_ledger, digest, execute, forge, reserve, rows
+from ghostnet.privacy.ledger_witness import default_witness
+from tests.privacy.ledgers import DELTA, EVENTS, WARM, bear_witness, busy_ledger, digest, execute, forge, reserve, rows
 from tests.work import calls_of
 
 # The children use nothing but the ledger; Python 3.12 warns about any fork beside other threads.
@@ -193,11 +195,38 @@ def test_names_that_could_carry_text_are_refused(path: Path, name: Any) -> None:
             ledger.begin("run-1", name)
 
 
+def test_a_run_settles_on_one_sampler_to_publish(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        with pytest.raises(LedgerError, match="is not reserved; it has nothing to publish"):
+            ledger.publish("run-1", "a" * 64)
+    with Ledger.open(path) as ledger:
+        reserve(ledger)
+        assert ledger.published("run-1") == ""
+        ledger.publish("run-1", "a" * 64)
+        assert ledger.published("run-1") == "a" * 64
+    with Ledger.open(path) as ledger:
+        assert ledger.published("run-1") == "a" * 64
+        with pytest.raises(LedgerError, match="settled already; a run publishes one"):
+            ledger.publish("run-1", "b" * 64)
+    assert [entry.kind for entry in verify_ledger(path)].count("publish") == 1
+
+
+def test_a_runs_requests_are_told_in_order_with_the_digests_of_their_answers(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        reserve(ledger)
+        for request in ("warm", "round-1"):
+            ledger.begin("run-1", request)
+        ledger.commit("run-1", "warm", "c" * 64)
+        assert list(ledger.requests("run-1").items()) == [("warm", "c" * 64), ("round-1", "")]
+        assert ledger.requests("run-2") == {}
+
+
 def test_there_is_no_way_to_get_budget_back() -> None:
     public = {name for name in vars(Ledger) if not name.startswith("_")}
-    charging = {"reserve", "begin", "commit", "countersign"}
-    reading = {"open", "close", "state", "digest", "head", "entries", "events", "spent", "check_not_rolled_back"}
-    assert public == charging | reading
+    charging = {"reserve", "begin", "commit", "publish", "countersign"}
+    telling = {"is_fresh", "state", "digest", "published", "requests", "head", "entries", "events", "spent"}
+    # `adopt` goes on from what is there and says so in the chain for good (test_ledger_adoption.py).
+    assert public == charging | telling | {"open", "close", "check_not_rolled_back", "adopt"}
 
 
 def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
@@ -207,9 +236,16 @@ def test_entries_hold_these_fields_and_no_others(tmp_path: Path) -> None:
         "reserve": {"run", "plan_hash", "events", "requests", "epsilon", "delta", "epsilon_pld", "epsilon_rdp"},
         "begin": {"run", "request"},
         "commit": {"run", "request", "digest"},
+        "publish": {"run", "digest"},
         "countersign": {"head", "server", "signature"},
+        "adopt": {"reason", "missing", "lost"},
     }
-    entries = verify_ledger(busy_ledger(tmp_path))
+    path = busy_ledger(tmp_path)
+    with Ledger.open(path) as ledger:
+        ledger.publish("run-2", digest("sampler"))
+    default_witness(path).unlink()
+    Ledger.adopt(path, Adoption(reason="the disk of the witness is gone"), site="north").close()
+    entries = verify_ledger(path)
     assert {entry.kind for entry in entries} == set(allowed)
     for entry in entries:
         assert set(entry.fields) == frame | allowed[entry.kind]
@@ -520,6 +556,7 @@ def test_an_old_copy_with_its_witness_is_noticed_by_the_head_that_the_server_kno
     (tmp_path / "now").mkdir()
     path = busy_ledger(tmp_path / "now")
     shutil.copytree(path.parent, tmp_path / "backup")
+    bear_witness(tmp_path / "backup" / "ledger.sqlite")  # as if nothing on this machine remembered
     with Ledger.open(path) as ledger:
         reserve(ledger, "run-3", events=(WARM,))
         known = ledger.head()
@@ -533,7 +570,11 @@ def test_an_old_copy_with_its_witness_is_noticed_by_the_head_that_the_server_kno
             ledger.check_not_rolled_back(known)
     with pytest.raises(LedgerError, match="old copy or a fork"):
         verify_ledger(restored, known_heads=[known])
-    with Ledger.open(tmp_path / "fresh.sqlite") as ledger, pytest.raises(LedgerError, match="old copy or a fork"):
+    (tmp_path / "fresh").mkdir()
+    with (
+        Ledger.open(tmp_path / "fresh" / "ledger.sqlite") as ledger,
+        pytest.raises(LedgerError, match="old copy or a fork"),
+    ):
         ledger.check_not_rolled_back(known)
 
 
@@ -541,6 +582,7 @@ def test_two_copies_that_run_on_are_noticed_as_a_fork(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     busy_ledger(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
+    bear_witness(tmp_path / "b" / "ledger.sqlite")  # as if nothing on this machine remembered
     heads = {}
     for name in ("a", "b"):
         with Ledger.open(tmp_path / name / "ledger.sqlite") as ledger:
@@ -672,7 +714,8 @@ def test_the_audit_tells_what_was_spent_on_what(tmp_path: Path) -> None:
 def test_verifying_twice_as_many_entries_is_twice_the_work(tmp_path: Path) -> None:
     work = {}
     for requests in (500, 1000):
-        path = long_ledger(tmp_path / f"{requests}.sqlite", requests)
+        (tmp_path / f"{requests}").mkdir()
+        path = long_ledger(tmp_path / f"{requests}" / "ledger.sqlite", requests)
         assert len(verify_ledger(path)) == 2 * requests + 2
         work[requests] = calls_of(partial(verify_ledger, path))
     assert work[1000] < 2.1 * work[500]

@@ -12,6 +12,7 @@ from ghostnet.models import build_discriminator
 from ghostnet.privacy import certificate as certificates
 from ghostnet.privacy import keys
 from ghostnet.privacy.claim import claim
+from ghostnet.privacy.statement import certified
 from ghostnet.sampler import Sampler
 from ghostnet.weights import split_pair
 from server.conversation import read_arrays
@@ -54,8 +55,9 @@ def test_pooled_publishes_one_sampler_and_the_coordinator_saw_only_uniform_parts
     assert failed(out) == []
     certificate = json.loads((out / "sampler" / "certificate.json").read_text())
     promised = claim(plan)
-    assert certificate["epsilon_pld_coalition"] == promised.epsilon_pld_coalition > certificate["epsilon_pld"]
-    assert certificate["epsilon_pld_other_hospital"] == promised.epsilon_pld_other_hospital
+    assert certificate["epsilon_pld_coalition"] == certified(promised.epsilon_pld_coalition)
+    assert certificate["epsilon_pld_coalition"] > certificate["epsilon_pld"]
+    assert certificate["epsilon_pld_other_hospital"] == certified(promised.epsilon_pld_other_hospital)
     report = json.loads((out / "report.json").read_text())
     assert report["privacy"]["epsilon_coalition"] == promised.epsilon_pld_coalition
     assert [t["round"] for t in report["timing"]["rounds"] if t["phase"] == "pooled steps"] == [1, 2]

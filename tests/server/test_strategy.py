@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ghostnet import protocol
 from ghostnet.errors import FederationError
 from ghostnet.privacy import keys
-from server.conversation import Conversation, Hospital, Known, from_record, sum_replies, to_record
+from server.conversation import Conversation, Hospital, Known, from_record, to_record
 from server.strategy import CheckedStrategy
 from tests.plans import tiny_plan
 
@@ -80,11 +80,13 @@ def test_every_request_is_countersigned_and_goes_to_joined_hospitals_only(strate
     assert keys.verify(config["server-key"], document, config["head-signature"])
 
 
-def test_a_sum_counts_only_the_replies_that_fit(strategy: CheckedStrategy) -> None:
+def test_only_answers_that_fit_count_and_they_come_in_the_order_of_names(strategy: CheckedStrategy) -> None:
     replies = [_reply(r, a) for r, a in zip(strategy.requests, (_full(1), {}, _full(3)), strict=True)]
-    total, count = sum_replies(replies, "w", SENT)
-    assert count == 2
-    np.testing.assert_allclose(total, 4.0)
+    refused: list[str] = []
+    fitting = strategy._conversation.fitting(replies, SENT, refused)
+    assert [(name, float(arrays["w"][0, 0])) for name, arrays in fitting.items()] == [("harbour", 3.0), ("north", 1.0)]
+    assert len(refused) == 1
+    assert refused[0].startswith("south: ")
 
 
 def test_a_round_that_died_at_every_hospital_is_skipped_and_does_not_end_the_run(strategy: CheckedStrategy) -> None:
@@ -166,7 +168,7 @@ def test_one_hospital_cannot_drag_a_robust_mean_away(tmp_path: Path, federation:
 
 @pytest.mark.parametrize("federation", EVERY[:2], ids=["fedavgm", "fedadam"])
 def test_running_statistics_are_averaged_and_never_pushed_below_zero(tmp_path: Path, federation: str) -> None:
-    strategy = _made(tmp_path, federation, statistics=["bn.running_var", "of.another.network"])
+    strategy = _made(tmp_path, federation, averaged=["bn.running_var", "of.another.network"])
     sent = _pair(1, 1)
     for number in range(1, 6):
         value = 1.0 / number**3
@@ -188,8 +190,8 @@ def test_a_resumed_optimiser_goes_on_as_if_it_had_never_stopped(tmp_path: Path, 
     first, halfway = _made(tmp_path, federation), _pair(1, 1)
     for number in (1, 2):
         halfway = _round(first, number, halfway, answers[number - 1])
-    state = {name: array.copy() for name, array in first.optimizer_state().items()}
-    second = _made(tmp_path, federation, rounds_done=2, optimizer_state=state)
+    state = {name: array.copy() for name, array in first.moments.items()}
+    second = _made(tmp_path, federation, rounds_done=2, moments=state)
     for number in (1, 2):  # Flower counts from one again
         halfway = _round(second, number, halfway, answers[number + 1])
     for name in sent:
