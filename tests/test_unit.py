@@ -16,7 +16,7 @@ from client.config import load_site
 from client.site import Site
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.plan import plan_cost
-from ghostnet.cli.site import budget
+from ghostnet.cli.site_budget import budget
 from ghostnet.errors import BudgetError, LedgerError, PolicyError, VerifyError
 from ghostnet.export.images import write_images
 from ghostnet.model_card import model_card

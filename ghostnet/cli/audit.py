@@ -10,7 +10,7 @@ import typer
 
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
-from ghostnet.cli.site import print_nested
+from ghostnet.cli.nested import print_nested
 from ghostnet.errors import AuditError
 
 if TYPE_CHECKING:

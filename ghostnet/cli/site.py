@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from client.cohort import check_site
 from client.config import SiteConfig, load_site
 from client.intake.unit import data_unit
 from client.policy import check_unit
 from client.prepared import prepared_elsewhere
-from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
+from ghostnet.cli.site_budget import budget
 from ghostnet.cli.site_init import init
 from ghostnet.cli.site_ledger import ledger
 from ghostnet.cli.site_review import review
@@ -33,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 app.command("init")(init)
 app.command("review")(review)
+app.command("budget")(budget)
 app.command("ledger")(ledger)
 
 
@@ -70,14 +70,6 @@ def check(
     check_unit(plan, unit)
 
 
-@app.command("budget")
-def budget(site_file: SiteFile, as_json: AsJson = False) -> None:
-    """What the ledger of this state folder has spent, on what, and what is left."""
-    config = load_site(site_file)
-    report = audit_ledger(config.ledger_path)
-    print_nested({**report.to_dict(), "limit": config.policy.max_epsilon}, as_json=as_json)
-
-
 @app.command("key")
 def key(site_file: SiteFile) -> None:
     """The hospital's public key as NAME=KEY: for the other hospitals' `peers`, and for `ghostnet verify --key`.
@@ -106,21 +98,3 @@ def _elsewhere(config: SiteConfig) -> tuple[dict[str, int], list[str]]:
         "budget belongs to one state folder: these patients have two, and neither ledger knows of the other"
         for state, count in elsewhere.items()
     ]
-
-
-def print_nested(values: dict[str, object], *, as_json: bool) -> None:
-    """Prints a report as JSON or as an indented table."""
-    if as_json:
-        results.print_json(data=values)
-        return
-    table = Table(show_header=False, box=None)
-    for key, value in values.items():
-        if isinstance(value, dict):
-            table.add_row(key, "")
-            for inner, number in value.items():
-                table.add_row(f"  {inner}", str(number))
-        elif isinstance(value, list):
-            table.add_row(key, "\n".join(str(entry) for entry in value))
-        else:
-            table.add_row(key, str(value))
-    results.print(table)

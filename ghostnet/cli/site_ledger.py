@@ -50,7 +50,7 @@ def ledger(
         raise typer.BadParameter("--adopt and --reason go together, and --lost with them")
     if adopt:
         _adopt(config, reason.strip(), tuple(lost or ()))
-    report = _report(config)
+    report = ledger_report(config)
     if as_json:
         results.print_json(data=report)
     else:
@@ -77,7 +77,8 @@ def _holds_entries(config: SiteConfig) -> bool:
     return config.ledger_path.exists() and config.ledger_path.stat().st_size > 0
 
 
-def _report(config: SiteConfig) -> dict[str, Any]:
+def ledger_report(config: SiteConfig) -> dict[str, Any]:
+    """The state of a hospital's ledger, what is wrong with it, and what was spent; reads only."""
     report: dict[str, Any] = {
         "path": str(config.ledger_path),
         "witness": str(config.witness_path),
