@@ -8,8 +8,8 @@ perceptual release, the utility counts), crafted weights or a crafted plan, othe
 front, in the middle or at the end. The product's own code then sums three times, exactly, without noise: with that
 patient, without, and that patient alone. Counted are
 
-- numbers changed: coordinates where (with - without) is not what the patient adds alone, to the bit. All sums are exact,
-  so a single bit that moves in anybody else's part shows;
+- numbers changed: coordinates where (with - without) is not what the patient adds alone, to the bit. All sums are
+  exact, so a single bit that moves in anybody else's part shows;
 - the ratio: how far the sum moved over what is charged; "at bound" counts those above 0.99, where clipping bound.
 
 `--arithmetic alone` takes the way of a machine that fails the self-test (each patient in a block of its own);
@@ -589,7 +589,8 @@ def machine() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     ]
-    return f"{cpu[0] if cpu else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    processor = cpu[0] if cpu else platform.processor()
+    return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def main() -> None:
