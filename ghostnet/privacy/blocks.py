@@ -19,12 +19,14 @@ Guarantee:
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +83,18 @@ def filled(rows: Tensor, block: int) -> Tensor:
     return whole
 
 
-def row_by_row(function: Callable[[Tensor], Tensor], rows: Tensor) -> Iterator[Tensor]:
+RowFunction = Callable[[Tensor], Tensor]
+"""(b, ...) -> (b, ...), such as a network without layers that mix rows."""
+
+
+def row_by_row(function: RowFunction, rows: Tensor, *, probe: RowFunction | None = None) -> Iterator[Tensor]:
     """A function of rows, computed so that each result depends on its row alone.
 
     Args:
-        function: (b, ...) -> (b, ...), such as a network without layers that mix rows.
+        function: of the rows.
         rows: float (n, ...). SENSITIVE.
+        probe: for the self-test, the same function with weights that nobody sent (`with_random_weights`); needed where
+            weights were received. By default the function itself.
 
     Yields:
         The results of the next rows, in order; n in all.
@@ -94,13 +102,23 @@ def row_by_row(function: Callable[[Tensor], Tensor], rows: Tensor) -> Iterator[T
     Guarantee:
         As this module's.
     """
-    most, block = (_WIDE_ROWS, _WIDE_ROWS) if _rows_are_invariant(function, rows[:0]) else (1, LEAST_ROWS)
+    most, block = (_WIDE_ROWS, _WIDE_ROWS) if _rows_are_invariant(probe or function, rows[:0]) else (1, LEAST_ROWS)
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         yield function(filled(part, block))[: len(part)]
 
 
-def _rows_are_invariant(function: Callable[[Tensor], Tensor], like: Tensor) -> bool:
+def with_random_weights(network: nn.Module) -> nn.Module:
+    """A copy whose every product rounds: weights that were received may hide from the self-test what patients show."""
+    probe, public = copy.deepcopy(network), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            drawn = torch.randn(parameter.shape, generator=public) / math.sqrt(max(1, parameter[0].numel()))
+            parameter.copy_(drawn)
+    return probe
+
+
+def _rows_are_invariant(function: RowFunction, like: Tensor) -> bool:
     def watched(rows: Tensor, places: Sequence[Sequence[int]]) -> list[Tensor]:
         results = function(rows)
         return [results[list(place)] for place in places]

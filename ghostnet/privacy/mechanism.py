@@ -13,7 +13,6 @@ Method: Abadi et al. 2016 (arXiv:1607.00133) with the patient as the unit, as in
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy.blocks import Block, block_rows, blocks_of, filled, is_invariant
+from ghostnet.privacy.blocks import Block, block_rows, blocks_of, filled, is_invariant, with_random_weights
 from ghostnet.privacy.bookkeeping import Forward, group_gradients
 from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator, row_independent
@@ -365,21 +364,11 @@ def _is_invariant(discriminator: nn.Module, rows: Rows, gradients: BlockGradient
     shapes = (str(discriminator), tuple(p.shape for p in discriminator.parameters()))
     key = (kind, shapes, rows.images.shape[1:], rows.images.dtype, rows.images.device, block, torch.get_num_threads())
     if key not in _PROVEN:
-        probe = _with_random_weights(discriminator)
+        probe = with_random_weights(discriminator)
         _PROVEN[key] = is_invariant(
             partial(_watched, lambda rows: gradients(probe, rows, Scratch())), rows.images[:0], block=block
         )
     return _PROVEN[key]
-
-
-def _with_random_weights(discriminator: nn.Module) -> nn.Module:
-    """A copy whose every product rounds: the weights that were received may be chosen to hide it."""
-    probe, public = copy.deepcopy(discriminator), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            drawn = torch.randn(parameter.shape, generator=public) / math.sqrt(max(1, parameter[0].numel()))
-            parameter.copy_(drawn)
-    return probe
 
 
 def _watched(
