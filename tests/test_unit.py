@@ -215,6 +215,17 @@ def test_a_hospital_says_its_own_unit_in_its_ledger_and_statement(
     assert json.loads(capsys.readouterr().out)["protects"] == SAYS[unit]
 
 
+@UNIT_OF
+def test_a_ledger_that_a_command_starts_says_the_unit_of_the_data(unit: str, tmp_path: Path) -> None:
+    made, adopted = hospital(tmp_path / "north", unit), hospital(tmp_path / "south", unit, "south")
+    ghostnet("site", "key", made)
+    keys.load_or_create_key(adopted.parent / "site.key")  # which tells that there was a ledger
+    ghostnet("site", "ledger", adopted, "--adopt", "--reason", "the disk burnt")
+    for file in (made, adopted):
+        assert verify_ledger(file.parent / "ledger.sqlite")[0].fields["unit"] == unit
+        says_only(ghostnet("site", "ledger", file).stdout, unit)
+
+
 def test_data_that_names_no_patients_refuses_a_plan_per_patient(tmp_path: Path) -> None:
     site = Site(load_site(hospital(tmp_path, "image")))
     requests = [lambda: site.join(plan_of("patient"), RUN), lambda: site.warm_start(plan_of("patient"), RUN)]
