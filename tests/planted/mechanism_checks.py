@@ -33,6 +33,7 @@ def noise_scale(step: Clean) -> Finding:
         clip_norm=CLIP_NORM,
         noise_multiplier=NOISE_MULTIPLIER,
         entropy=SeededEntropy(5),
+        steps=32,  # the planted 5 % is then many standard errors away
     )
 
 
