@@ -94,6 +94,14 @@ class Rows:
         if bool(((steps[1:] == 0) & (self.real[1:] != self.real[:-1])).any()):
             raise ValueError("a group holds real and fake rows; a patient and a fake are never averaged")
 
+    def sizes(self) -> Tensor:
+        """Rows of each group, int64 (group_count,)."""
+        return torch.bincount(self.groups, minlength=self.group_count)
+
+    def grouped(self, scratch: Scratch) -> Groups:
+        """The groups alone, with memory to compute their gradients in."""
+        return Groups(ids=self.groups, sizes=tuple(self.sizes().tolist()), scratch=scratch)
+
 
 def join_rows(
     *, images: Tensor, labels: Tensor, groups: Tensor, fakes: Tensor, fake_labels: Tensor, views: int = 1
@@ -222,7 +230,7 @@ def sum_clipped(
         raise PlanError(f"grid_step = {step} is not a power of two; use noise.grid_step")
     totals = GridSums(discriminator, most=int(2.0**24 * step / clip_norm))
     shared = rows.group_count < 2 or _is_invariant(discriminator, rows, gradients, block, kind)
-    sizes = torch.bincount(rows.groups, minlength=rows.group_count).tolist()
+    sizes = rows.sizes().tolist()
     clip = partial(_add_clipped, totals, clip_norm=clip_norm, step=step)
 
     def of_block(rows: Rows) -> dict[str, ParameterGradient]:
@@ -401,7 +409,7 @@ def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
         raise PlanError(f"the discriminator returned shape {shape} for {len(rows.images)} rows, not one logit a row")
     # Under vmap the loss sees one row at a time: a batch mean or a relativistic loss cannot be expressed.
     losses = vmap(lambda logit, real: row_loss(logit[None], real[None])[0])(logits, rows.real)  # (r,)
-    return losses / torch.bincount(rows.groups, minlength=rows.group_count)[rows.groups]
+    return losses / rows.sizes()[rows.groups]
 
 
 def clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
@@ -414,19 +422,15 @@ def _by_kernels(
     discriminator: nn.Module, rows: Rows, scratch: Scratch, *, row_loss: RowLoss
 ) -> dict[str, ParameterGradient]:
     """One block by book-keeping."""
-    groups = Groups(ids=rows.groups, sizes=_sizes(rows), scratch=scratch)
-    return group_gradients(discriminator, lambda forward: _weighted_losses(forward, rows, row_loss), groups)
-
-
-def _sizes(rows: Rows) -> tuple[int, ...]:
-    return tuple(torch.bincount(rows.groups, minlength=rows.group_count).tolist())
+    losses = partial(_weighted_losses, rows=rows, row_loss=row_loss)
+    return group_gradients(discriminator, losses, rows.grouped(scratch))
 
 
 def _by_opacus(
     discriminator: nn.Module, rows: Rows, scratch: Scratch, *, row_loss: RowLoss
 ) -> dict[str, ParameterGradient]:
     """One block by Opacus's per-sample gradients."""
-    groups = Groups(ids=rows.groups, sizes=_sizes(rows), scratch=scratch)
+    groups = rows.grouped(scratch)
     parameters = {name: p for name, p in discriminator.named_parameters() if p.requires_grad}
     with _opacus_hooks(discriminator), torch.enable_grad():
         losses = _weighted_losses(discriminator, rows, row_loss)

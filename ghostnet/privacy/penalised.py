@@ -7,13 +7,12 @@ several times slower. Penalties at fakes alone do not need it (`losses.fakes_pen
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from ghostnet.losses import InputPenalty
 from ghostnet.privacy.blocks import LEAST_ROWS, block_rows
-from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
+from ghostnet.privacy.groups import ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator
 from ghostnet.privacy.mechanism import RowLoss, Rows, check_step, sum_clipped
 
@@ -81,8 +80,7 @@ class PenalisedGradients:
     ) -> dict[str, ParameterGradient]:
         """Gradient of each row's own loss over the rows of its group, by group."""
         parameters = {n: p.detach() for n, p in discriminator.named_parameters() if p.requires_grad}
-        sizes = torch.bincount(rows.groups, minlength=rows.group_count)
-        groups = Groups(ids=rows.groups, sizes=tuple(sizes.tolist()), scratch=scratch)
+        groups = rows.grouped(scratch)
 
         def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor, real: Tensor, share: Tensor) -> Tensor:
             def logit(at: Tensor) -> Tensor:
@@ -93,6 +91,6 @@ class PenalisedGradients:
             own: Tensor = row_loss(value[None], real[None])[0]
             return share * (own + self._weight * self._penalty.of(at_image.square().sum()))
 
-        batch = (rows.images, rows.labels, rows.real, 1 / sizes[rows.groups].float())
+        batch = (rows.images, rows.labels, rows.real, 1 / rows.sizes()[rows.groups].float())
         found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *batch)
         return {name: kept(gradient.detach(), groups) for name, gradient in found.items()}

@@ -199,6 +199,29 @@ def test_every_way_to_outer_products_gives_the_same(
 
 
 @pytest.mark.parametrize("kept_numbers", [0, 1 << 20])
+@pytest.mark.parametrize("name", LAYERS)
+def test_how_many_rows_others_have_does_not_change_a_bit_of_a_group(
+    name: str, kept_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test's blocks always hold a group of two rows; blocks of single rows take a shorter way."""
+    monkeypatch.setattr(grouping, "KEPT_NUMBERS", kept_numbers)
+    network, images = network_of(name)
+    labels, ones = torch.zeros(ROWS, dtype=torch.int64), torch.ones(ROWS)
+    among_pairs, among_singles = (
+        {
+            parameter: (gradient.squared_norm[:2].clone(), [tile.values[:2].clone() for tile in gradient.scaled(ones)])
+            for parameter, gradient in fast(network, images, labels, groups_of(sizes)).items()
+        }
+        for sizes in (SIZES, (1,) * ROWS)
+    )
+    assert SIZES[:2] == (1, 1)
+    for parameter, (norms, tiles) in among_pairs.items():
+        other_norms, other_tiles = among_singles[parameter]
+        assert torch.equal(norms, other_norms)
+        assert all(torch.equal(a, b) for a, b in zip(tiles, other_tiles, strict=True))
+
+
+@pytest.mark.parametrize("kept_numbers", [0, 1 << 20])
 def test_layers_of_one_shape_do_not_share_what_they_still_need(
     kept_numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
