@@ -215,10 +215,15 @@ class Conversation:
                 if reply.error.code == protocol.SPENT:
                     self.spent.append(reply.error.reason)
                 continue
-            good.append(reply)
             hospital = self.hospitals.get(reply.metadata.src_node_id)
             head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
-            if hospital and isinstance(head, str):
+            if not isinstance(head, str) or not protocol.is_head(head):
+                log(WARNING, "an answer to %s shows no ledger head; it is left out", kind)
+                if refused is not None:
+                    refused.append("the answer shows no ledger head")
+                continue
+            good.append(reply)
+            if hospital:
                 hospital.ledger_head = heads[hospital.public_key] = head
                 name = f"{kind}-{number}" if number else kind
                 if name not in hospital.answered:

@@ -59,9 +59,12 @@ class KnownHeads:
 
         Raises:
             FederationError: they cannot be stored; a run without them would let a restored ledger pass later.
+            ValueError: one is no head; every later run would send it to every hospital, and each would refuse it.
         """
         if not heads:
             return
+        if not all(map(protocol.is_head, heads.values())):
+            raise ValueError("a ledger head is 64 hexadecimal digits")
         now = time.time()
         with self._database() as database:
             rows = [(key, head, now) for key, head in heads.items()]

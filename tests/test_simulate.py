@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_
     data = (run_folder / "sites" / "site-1" / "site.toml").read_text()
     site = tmp_path / "site.toml"
     site.write_text(data.replace('name = "site-1"', 'name = "north"\nstate = "state"'))
+    shutil.copy(run_folder / "sites" / "site-1" / "data.npz", tmp_path)
     first = ghostnet("site", "key", site).stdout
     assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
     assert ghostnet("site", "key", site).stdout == first

@@ -418,7 +418,7 @@ NOTER = """
 import sys
 from server.known_heads import KnownHeads
 for i in range(40):
-    KnownHeads().note({f"{sys.argv[1]}{j}": f"{i}" for j in range(5)})
+    KnownHeads().note({f"{sys.argv[1]}{j}": f"{i:064x}" for j in range(5)})
 """
 
 
@@ -432,7 +432,7 @@ def test_several_coordinators_share_one_memory(tmp_path: Path) -> None:
         _, said = worker.communicate(timeout=120)
         assert worker.returncode == 0, said
     heads = KnownHeads(tmp_path / "shared" / "ghostnet")
-    assert dict(heads.newest()) == {f"{name}{j}": "39" for name in "abc" for j in range(5)}
+    assert dict(heads.newest()) == {f"{name}{j}": f"{39:064x}" for name in "abc" for j in range(5)}
 
 
 def test_a_memory_that_cannot_be_kept_ends_the_run_before_anything_is_asked(

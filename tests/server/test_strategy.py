@@ -13,6 +13,7 @@ from ghostnet import protocol
 from ghostnet.errors import FederationError
 from ghostnet.privacy import keys
 from server.conversation import Conversation, Hospital, Known, from_record, to_record
+from server.known_heads import KnownHeads
 from server.strategy import CheckedStrategy
 from tests.plans import tiny_plan
 
@@ -34,7 +35,7 @@ def strategy(tmp_path) -> CheckedStrategy:  # noqa: ANN001
 
 def _reply(request: Message, arrays: dict[str, np.ndarray], weight: float = 1.0) -> Message:
     records = {protocol.ARRAYS: to_record(arrays), protocol.METRICS: MetricRecord({protocol.WEIGHT: weight})}
-    return Message(RecordDict({**records, protocol.CONFIG: ConfigRecord({"ledger-head": "ab"})}), reply_to=request)
+    return Message(RecordDict({**records, protocol.CONFIG: ConfigRecord({"ledger-head": "ab" * 32})}), reply_to=request)
 
 
 def _full(value: float) -> dict[str, np.ndarray]:
@@ -71,6 +72,21 @@ def test_too_few_good_answers_end_the_run_with_their_reasons(strategy: CheckedSt
     replies = [_reply(r, a) for r, a in zip(strategy.requests, (_full(1), bad, bad), strict=True)]
     with pytest.raises(FederationError, match=r"1 of at least 2 hospitals answered round 1: south.*harbour"):
         strategy.aggregate_train(1, replies)
+
+
+@pytest.mark.parametrize("head", ["", "ab", "AB" * 32, "ab" * 33, "g" * 64, "ab" * 32 + "\n", 7])
+def test_an_answer_without_a_ledger_head_is_left_out_and_not_remembered(
+    strategy: CheckedStrategy, head: object
+) -> None:
+    key = "5e" * 32
+    strategy._conversation.hospitals[3].public_key = key
+    replies = [_reply(r, _full(v)) for r, v in zip(strategy.requests, (1, 2, 6), strict=True)]
+    replies[1].content.config_records[protocol.CONFIG]["ledger-head"] = head  # type: ignore[assignment]
+    averaged, _ = strategy.aggregate_train(1, replies)
+    np.testing.assert_allclose(from_record(averaged)["w"], 3.5)
+    assert KnownHeads().head(key) == ""
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        KnownHeads().note({key: head})  # type: ignore[dict-item]
 
 
 def test_every_request_is_countersigned_and_goes_to_joined_hospitals_only(strategy: CheckedStrategy) -> None:
