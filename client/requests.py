@@ -88,7 +88,7 @@ def received_classifier(plan: Plan, public: Mapping[str, np.ndarray]) -> tuple[t
     classes = len(plan.image.labels)
     model = classifier.build_classifier(channels=plan.image.channels, classes=classes)
     load_arrays(model, weights)
-    model.eval()  # dropout would tie each patient's scores to who stands before, and its coins are from a seed
+    model.eval().requires_grad_(False)  # dropout's masks come from a seed that is no secret, and go by a row's place
     if classes != 2:
         return model, None
     expected = {protocol.SCORE_EDGES: np.zeros(plan.utility.bins - 1, dtype=np.float32)}

@@ -65,19 +65,10 @@ def release_features(discriminator: nn.Module, cohort: Cohort, plan: Plan, entro
         None where the noise swallowed all mass, so that there is nothing to match.
 
     Guarantee:
-        Unit: patient, add/remove one. Sensitivity: 1: a patient's vector is a mean of vectors of norm 1, and a function
-        of that patient's images and of public numbers alone, to the bit (privacy/blocks.py). One Gaussian release with
-        `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
-        Assumes: the discriminator was released, or comes from releases, before.
+        Post-processing of `noised_features`.
     """
     snapshot = copy.deepcopy(discriminator).eval().requires_grad_(False)
-    noised = noisy_sum(
-        _patient_features(snapshot, cohort, plan, entropy),
-        norm_bound=1.0,
-        noise_multiplier=plan.training.perceptual_noise_multiplier,
-        entropy=entropy,
-    )
-    blocks = noised.reshape(len(plan.image.labels), -1)  # (labels, d + 1)
+    blocks = noised_features(snapshot, cohort, plan, entropy).reshape(len(plan.image.labels), -1)  # (labels, d + 1)
     mass = blocks[:, -1] / MASS_WEIGHT
     if float(mass.sum()) <= 0:
         logger.warning(
@@ -88,6 +79,32 @@ def release_features(discriminator: nn.Module, cohort: Cohort, plan: Plan, entro
     mass = mass.clamp(min=SMALLEST_SHARE * mass.sum())
     device = next(discriminator.parameters()).device
     return PerceptualTarget(snapshot=snapshot, means=(blocks[:, :-1] / mass[:, None]).to(device))
+
+
+def noised_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: Entropy) -> torch.Tensor:
+    """The noisy sum over the hospital's patients of their mean features under a frozen discriminator.
+
+    Args:
+        snapshot: the discriminator.
+        cohort: SENSITIVE, the training patients.
+        plan: `training.perceptual_noise_multiplier` > 0.
+        entropy: source of the choice of images and of the noise.
+
+    Returns:
+        float32 (labels (d + 1),).
+
+    Guarantee:
+        Unit: patient, add/remove one. Sensitivity: 1: a patient's vector is a mean of vectors of norm 1, and a function
+        of that patient's images and of public numbers alone, to the bit (privacy/blocks.py). One Gaussian release with
+        `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
+        Assumes: the discriminator was released, or comes from releases, before.
+    """
+    return noisy_sum(
+        _patient_features(snapshot, cohort, plan, entropy),
+        norm_bound=1.0,
+        noise_multiplier=plan.training.perceptual_noise_multiplier,
+        entropy=entropy,
+    )
 
 
 def perceptual_loss(images: torch.Tensor, labels: torch.Tensor, target: PerceptualTarget) -> torch.Tensor:

@@ -172,6 +172,7 @@ def test_a_hospital_without_test_patients_gives_an_empty_table() -> None:
     )
     assert patient_counts(Reader(2), empty, classes=2, edges=EDGES).shape == (0, 8)
     assert exact_figures(Reader(2), empty, 2)["auc"] is None
+    assert exact_figures(Reader(3), empty, 3)["macro_auc"] is None
 
 
 def test_edges_are_public_increasing_and_hold_the_threshold() -> None:
