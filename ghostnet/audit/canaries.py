@@ -36,7 +36,7 @@ from ghostnet.plan import (
 from ghostnet.privacy.layers import row_independent
 from ghostnet.privacy.noise import Entropy
 from ghostnet.progress import Progress, silent
-from ghostnet.training import Optimizers
+from ghostnet.training import AddNoise, Optimizers
 
 OVERSHOOT = 10.0  # K over C; at K <= C a step that forgets to clip would pass
 SIZE = 28
@@ -59,6 +59,7 @@ class TrainRound(Protocol):
         released_mean: Tensor | None,
         entropy: Entropy,
         progress: Progress = silent,
+        add_noise: AddNoise | None = None,
     ) -> None:
         """See `ghostnet.training.train_round`."""
         ...
@@ -202,6 +203,14 @@ def build_networks(plan: Plan, canaries: int) -> tuple[nn.Module, DiscriminatorW
     return generator, DiscriminatorWithPort(network, canaries, OVERSHOOT * plan.privacy.clip_norm)
 
 
+def idle_optimizers(generator: nn.Module, discriminator: nn.Module) -> Optimizers:
+    """Optimisers that leave both networks as they are."""
+    return Optimizers(
+        generator=torch.optim.Adam(generator.parameters(), 0.0),
+        discriminator=torch.optim.Adam(discriminator.parameters(), 0.0),
+    )
+
+
 def released_sums(
     train_round: TrainRound,
     generator: nn.Module,
@@ -209,6 +218,7 @@ def released_sums(
     cohort: Cohort,
     plan: Plan,
     *,
+    first_step: int = 0,
     steps: int,
     entropy: Entropy,
     learning_rate: float = 0.0,
@@ -222,7 +232,8 @@ def released_sums(
         discriminator: of the loop; a port is put back to zero after each step, so that canaries' gradients stay K.
         cohort: synthetic patients.
         plan: from `audit_plan`.
-        steps: from the first step of the plan on.
+        first_step: steps that were done before.
+        steps: from there on.
         entropy: handed to the loop.
         learning_rate: of the discriminator; 0 leaves it as it is.
         progress: handed to the loop.
@@ -255,7 +266,7 @@ def released_sums(
         optimizers,
         cohort,
         plan,
-        first_step=0,
+        first_step=first_step,
         steps=steps,
         released_mean=None,
         entropy=entropy,

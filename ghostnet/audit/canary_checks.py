@@ -14,10 +14,12 @@ from dp_accounting.pld import privacy_loss_distribution
 from numpy.typing import NDArray
 
 from ghostnet.audit.bounds import LowerBounds, Tradeoff, tradeoff_from_profile
+from ghostnet.audit.conformance import FALSE_ALARM
 from ghostnet.audit.findings import Finding
 from ghostnet.privacy.accounting import PoissonGaussianSteps
 
 _ERRORS = 5.0
+BOUNDS_FALSE_ALARM = 1e-3  # of each check of the lower bounds, from the spread of a correct step's (docs/results.md)
 _LAGS = 3  # how many steps apart noise is compared
 _ROUNDING = 1e-4  # of one float32 coordinate, in units of C
 
@@ -79,6 +81,7 @@ def check_noise_of_run(noise: NDArray[np.float64]) -> Iterator[Finding]:
         passed=abs(z) <= _ERRORS,
         value=math.sqrt(size),
         detail=f"noise is {math.sqrt(size):.5f} x its accounted size, {z:+.1f} standard errors off (at most 5)",
+        false_alarm=FALSE_ALARM,
     )
     scaled = noise / math.sqrt(max(size, 1e-300))
     tied = {
@@ -93,6 +96,7 @@ def check_noise_of_run(noise: NDArray[np.float64]) -> Iterator[Finding]:
         passed=abs(worst) <= _ERRORS,
         value=float(worst),
         detail=f"noise in {name} is tied by {worst:+.1f} standard errors (at most {_ERRORS:g})",
+        false_alarm=len(tied) * FALSE_ALARM,
     )
 
 
@@ -105,6 +109,7 @@ def check_bounds(bounds: LowerBounds, claimed: float, delta: float) -> Finding:
         passed=largest <= claimed and not bounds.claim_refuted,
         value=largest,
         detail=f"epsilon >= {largest:.2f}, claimed <= {claimed:.2f} at delta {delta:g}; the claimed curve is {refuted}",
+        false_alarm=BOUNDS_FALSE_ALARM,
     )
 
 
@@ -121,4 +126,5 @@ def check_power(bounds: LowerBounds, least: Mapping[str, float]) -> Finding:
         passed=all(found[name] >= value for name, value in least.items()),
         value=min(found[name] - value for name, value in least.items()),
         detail="; ".join(f"{name} {found[name]:.2f} (at least {value:g})" for name, value in least.items()),
+        false_alarm=BOUNDS_FALSE_ALARM,
     )

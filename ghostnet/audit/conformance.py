@@ -30,6 +30,7 @@ PublicValues = Callable[[Cohort], Mapping[str, object]]
 """Whatever a hospital tells, or lets the released sum depend on, beside the sum itself."""
 
 _ERRORS = 5.0
+FALSE_ALARM = 1e-6  # of one statistic at so many standard errors; of a Gaussian it is 6e-7
 
 
 def check_noise_scale(
@@ -62,6 +63,7 @@ def check_noise_scale(
         passed=scaled and normal,
         value=std,
         detail=f"noise is {std:.4f} x the claimed size (1 +- {_ERRORS * error:.4f}), kurtosis {fourth:.2f} (3)",
+        false_alarm=2 * FALSE_ALARM,
     )
 
 
@@ -91,6 +93,7 @@ def check_noise_fresh(
         passed=worst <= _ERRORS,  # NaN, from no noise at all, does not pass
         value=worst,
         detail=f"noise of different steps is correlated by {worst:.1f} standard errors (at most {_ERRORS:g})",
+        false_alarm=3 * FALSE_ALARM,
     )
 
 
@@ -186,6 +189,7 @@ def check_poisson_sampling(
         passed=abs(worst) <= _ERRORS,
         value=worst,
         detail=f"{name} is {worst:+.1f} standard errors from Poisson sampling at q = {q:g} (at most {_ERRORS:g})",
+        false_alarm=4 * FALSE_ALARM,
     )
 
 

@@ -14,9 +14,11 @@ class Finding:
         passed: whether the property held.
         value: the statistic that was compared.
         detail: one sentence with the figure and what it was compared to.
+        false_alarm: bound on the chance that a correct build fails; 0 where the check has no chance in it.
     """
 
     check: str
     passed: bool
     value: float
     detail: str
+    false_alarm: float = 0.0

@@ -1,10 +1,11 @@
-"""Whether the private step that this installation runs is the one that it accounts for.
+"""Whether what this installation releases is what it accounts for.
 
-Three kinds of evidence, all on drawn images, through the hospital's own loop:
+Four kinds of evidence, all on drawn images, through the hospital's own code:
 
 - sensitivity: noise off, neighbouring cohorts, one patient more moves the released sum by at most C;
 - conformance: noise, sampling, contribution and number of steps against the accounted event;
-- one run with canaries: lower bounds on epsilon beside the claim (`bounds`), and the claimed trade-off curve tested.
+- one run with canaries: lower bounds on epsilon beside the claim (`bounds`), and the claimed trade-off curve tested;
+- every architecture, mode and release: who adds what, noise, charges and answers (`every_release`).
 
 The first two find what is wrong with a step; the third would notice what nobody thought to test, and it must have the
 power to: bounds that come out far under those of a correct step fail the audit too. The claim is low (epsilon 4),
@@ -14,7 +15,7 @@ because refuting epsilon takes canaries in proportion to e^epsilon; the code is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,10 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ghostnet import training
 from ghostnet.audit import canaries
 from ghostnet.audit.bounds import LowerBounds, lower_bounds
-from ghostnet.audit.canaries import CoinsWithoutNoise, FixedFakes, NoEntropy, TrainRound
+from ghostnet.audit.canaries import CoinsWithoutNoise, FixedFakes, NoEntropy
 from ghostnet.audit.canary_checks import (
     check_bounds,
     check_contribution,
@@ -36,34 +36,21 @@ from ghostnet.audit.canary_checks import (
     claimed_tradeoff,
     log_likelihood_ratios,
 )
-from ghostnet.audit.conformance import check_noise_scale, check_poisson_sampling
+from ghostnet.audit.conformance import FALSE_ALARM, check_noise_scale, check_poisson_sampling
+from ghostnet.audit.every_release import Build, check_every_release
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
 from ghostnet.cohort import Cohort
 from ghostnet.errors import AuditError
 from ghostnet.plan import Plan
 from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
-from ghostnet.privacy.claim import plan_events
-from ghostnet.privacy.events import Event, PoissonGaussianSteps
+from ghostnet.privacy.events import PoissonGaussianSteps
 from ghostnet.privacy.noise import Entropy, SystemEntropy
 from ghostnet.privacy.unit import unit_facts
 from ghostnet.progress import Progress, silent
 
 _PAIRS = 32  # of steps; 8 numbers, the smallest parameter, then give 256 values of noise
 _ERRORS_OF_VARIANCE = 6.5  # without noise it would be 11; a chi-square has a longer tail than a Gaussian
-
-
-@dataclass(frozen=True, kw_only=True)
-class Build:
-    """What is audited: a loop of private steps, and what it is accounted as."""
-
-    name: str
-    train_round: TrainRound
-    plan_events: Callable[[Plan], Sequence[Event]]
-
-
-HOSPITAL = Build(name="hospital", train_round=training.train_round, plan_events=plan_events)
-"""What this installation runs and accounts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +93,11 @@ class MechanismAudit:
         """Names of the checks that did not hold."""
         return tuple(finding.check for finding in self.findings if not finding.passed)
 
+    @property
+    def false_alarm(self) -> float:
+        """Bound on the chance that a correct build fails the audit."""
+        return math.fsum(finding.false_alarm for finding in self.findings)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with `verdict` and null for a number that is not finite."""
         found = asdict(self)
@@ -121,6 +113,7 @@ class MechanismAudit:
             "build": found.pop("build"),
             "verdict": "pass" if found.pop("passed") else "fail",
             "failed": list(self.failed),
+            "false_alarm": self.false_alarm,
             "claim": claim,
             "lower_bounds": {**found.pop("bounds"), "claim_refuted": bool(self.bounds.claim_refuted)},
             "findings": findings,
@@ -129,30 +122,40 @@ class MechanismAudit:
 
 
 def audit_mechanism(
-    build: Build = HOSPITAL,
+    build: Build,
     profile: Profile = Profile(),  # noqa: B008 (frozen)
     *,
     entropy: Entropy | None = None,
     progress: Progress = silent,
 ) -> MechanismAudit:
-    """Audits a build; a check that fails is a finding, and does not keep the others from running.
+    """Audits a build: its loop (`audit_loop`), then every kind of step and every other release (`every_release`).
+
+    A check that fails is a finding, and does not keep the others from running.
 
     Args:
-        build: a loop and its accounting.
+        build: under audit.
         profile: sizes of the audit.
-        entropy: of the run and of the canaries' coins; by default the operating system's, as in a hospital.
+        entropy: of all coins and noise; by default the operating system's, and in a hospital the one it chooses itself.
         progress: told (check, done, total).
 
     Raises:
         AuditError: the build is not accounted as Poisson-sampled Gaussian steps, so that there is nothing to compare.
     """
-    entropy = entropy or SystemEntropy()
-    plan = canaries.audit_plan(
-        sampling_rate=profile.sampling_rate,
-        noise_multiplier=profile.noise_multiplier,
-        steps=profile.steps,
-        patients=profile.patients + profile.canaries // 2,
-    )
+    loop = audit_loop(build, profile, entropy=entropy, progress=progress)
+    releases = tuple(check_every_release(build, _plan(profile), entropy, progress))
+    passed = loop.passed and all(bool(finding.passed) for finding in releases)
+    return replace(loop, passed=passed, findings=(*loop.findings, *releases))
+
+
+def audit_loop(
+    build: Build,
+    profile: Profile = Profile(),  # noqa: B008 (frozen)
+    *,
+    entropy: Entropy | None = None,
+    progress: Progress = silent,
+) -> MechanismAudit:
+    """The part of an audit that looks at one kind of step, as deeply as can be; arguments as `audit_mechanism`'s."""
+    entropy, plan = entropy or SystemEntropy(), _plan(profile)
     event = _accounted(build, plan)
     findings = [
         _check_sensitivity(build, plan, profile, progress),
@@ -190,6 +193,15 @@ def audit_mechanism(
         bounds=bounds,
         findings=tuple(findings),
         profile=profile,
+    )
+
+
+def _plan(profile: Profile) -> Plan:
+    return canaries.audit_plan(
+        sampling_rate=profile.sampling_rate,
+        noise_multiplier=profile.noise_multiplier,
+        steps=profile.steps,
+        patients=profile.patients + profile.canaries // 2,
     )
 
 
@@ -279,6 +291,7 @@ def _check_noise(
         passed=worst <= _ERRORS_OF_VARIANCE,
         value=worst,
         detail=f"the noise's variance is at most {worst:.1f} standard errors off (at most 6.5), in {culprit}",
+        false_alarm=FALSE_ALARM,
     )
     progress("noise", 1, 1)
 

@@ -1,0 +1,237 @@
+"""Hospitals as their coordinator meets them, opened over drawn patients, and what they release."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ghostnet import protocol
+from ghostnet.cohort import Cohort
+from ghostnet.models import build_discriminator, build_generator
+from ghostnet.plan import ImageSpec, Plan
+from ghostnet.pooled import trained_parameters
+from ghostnet.privacy.events import Event, event_from_dict
+from ghostnet.privacy.ledger import verify_ledger
+from ghostnet.privacy.noise import Entropy
+from ghostnet.secure_sum import Member, make_roster
+from ghostnet.utility.classification import cell_count
+from ghostnet.utility.classifier import build_classifier
+from ghostnet.warm_start import embedding_size
+from ghostnet.weights import Arrays, join_pair, to_arrays
+
+LEDGER = "ledger.sqlite"  # in a hospital's folder
+
+
+class Hospital(Protocol):
+    """The requests that a hospital answers: `client.site.Site` behind `client.audited.AuditedSite`."""
+
+    def join(self, plan: Plan, run_id: str) -> Any:
+        """Reserves a run's cost."""
+        ...
+
+    def warm_start(self, plan: Plan, run_id: str) -> Arrays:
+        """One noised sum of embeddings."""
+        ...
+
+    def train(self, plan: Plan, run_id: str, server_round: int, weights: Arrays, released_mean: Arrays) -> Arrays:
+        """Weights after a round."""
+        ...
+
+    def step(self, plan: Plan, run_id: str, step: int, discriminator: Arrays, roster: str) -> Arrays:
+        """One masked sum."""
+        ...
+
+    def finish(self, plan: Plan, run_id: str, generator: Arrays, public: Arrays) -> Arrays:
+        """Noised counts; the hospital has to sign these weights."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the ledger."""
+        ...
+
+
+Source = Entropy | None
+"""Of a hospital's coins and noise; None leaves it the one that it chooses itself."""
+
+OpenHospital = Callable[[Path, str, Cohort, ImageSpec, Source], Hospital]
+"""(empty folder, name, drawn patients, image of the plans, source) -> a hospital with a state of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Hospitals that have joined one run of a plan.
+
+    Attributes:
+        hospitals: in the order of the cohorts.
+        ledgers: their files.
+        run_id: the run.
+        roster: of a pooled run, else empty.
+    """
+
+    hospitals: list[Hospital]
+    ledgers: list[Path]
+    run_id: str
+    roster: str
+
+
+@contextmanager
+def joined(
+    open_hospital: OpenHospital, cohorts: Sequence[Cohort], plan: Plan, entropies: Sequence[Source]
+) -> Iterator[Run]:
+    """Fresh hospitals, each with its patients and its entropy, in a new run; gone at the end."""
+    run_id, hospitals, ledgers, members = secrets.token_hex(16), [], [], []
+    with tempfile.TemporaryDirectory(prefix="ghostnet-audit-") as folder:
+        for number, (cohort, entropy) in enumerate(zip(cohorts, entropies, strict=True)):
+            own = Path(folder) / f"hospital-{number}"
+            own.mkdir()
+            hospitals.append(open_hospital(own, own.name, cohort, plan.image, entropy))
+            ledgers.append(own / LEDGER)
+        for hospital in hospitals:
+            answer = hospital.join(plan, run_id)
+            members.append(
+                Member(
+                    site=answer.name,
+                    public_key=answer.public_key,
+                    mask_key=answer.mask_key,
+                    signature=answer.mask_key_signature,
+                )
+            )
+        roster = ""
+        if plan.federation.is_pooled:
+            roster = make_roster(
+                run_id=run_id, plan_hash=plan.hash(), hospitals=len(members), members=members
+            ).to_text()
+        try:
+            yield Run(hospitals=hospitals, ledgers=ledgers, run_id=run_id, roster=roster)
+        finally:
+            for hospital in hospitals:
+                hospital.close()
+
+
+def warm_start_of(open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source) -> Tensor:
+    """What a fresh hospital with these patients releases for the warm start, float64 (D,)."""
+    with joined(open_hospital, [cohort], plan, [entropy]) as run:
+        return torch.from_numpy(run.hospitals[0].warm_start(plan, run.run_id)[protocol.NOISED_SUM]).double()
+
+
+def counts_of(
+    open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source, classifier: nn.Module
+) -> Tensor:
+    """What a fresh hospital with these patients releases about a classifier, float64 (cells,)."""
+    with joined(open_hospital, [cohort], plan, [entropy]) as run:
+        answer = finish(run.hospitals[0], run.run_id, plan, classifier)
+        return torch.from_numpy(answer[protocol.NOISED_COUNTS]).double()
+
+
+def finish(hospital: Hospital, run_id: str, plan: Plan, classifier: nn.Module | None = None) -> Arrays:
+    """The answer to the last request of a run, asked with an untrained generator."""
+    classes = len(plan.image.labels)
+    model = classifier or build_classifier(channels=plan.image.channels, classes=classes)
+    public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(model).items()}
+    if classes == 2:
+        public[protocol.SCORE_EDGES] = score_edges(plan)
+    generator = to_arrays(build_generator(plan))
+    return hospital.finish(plan, run_id, generator, public)
+
+
+def score_edges(plan: Plan) -> NDArray[np.float32]:
+    """Edges of the score's bins, evenly around 0."""
+    return np.linspace(-1.0, 1.0, plan.utility.bins - 1).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """One hospital's whole run.
+
+    Attributes:
+        charged: the events that its ledger reserved.
+        unexpected: arrays of its answers that are no release of the plan, by name and shape.
+    """
+
+    charged: tuple[Event, ...]
+    unexpected: tuple[str, ...]
+
+
+def run_of(open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropies: Sequence[Source]) -> list[Whole]:
+    """Asks fresh hospitals for all that the plan has, each with these patients: one, or all of a pooled plan."""
+    found = []
+    with joined(open_hospital, [cohort] * len(entropies), plan, entropies) as run:
+        for hospital, ledger in zip(run.hospitals, run.ledgers, strict=True):
+            unexpected = [
+                f"{name} {array.dtype}{array.shape}"
+                for answer, expected in _answers(hospital, run, plan)
+                for name, array in answer.items()
+                if (array.dtype, array.shape) != expected.get(name)
+            ]
+            hospital.close()
+            reserved = [entry.fields["events"] for entry in verify_ledger(ledger) if entry.kind == "reserve"]
+            charged = tuple(event_from_dict(event) for events in reserved for event in events)
+            found.append(Whole(charged=charged, unexpected=tuple(unexpected)))
+    return found
+
+
+Form = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+
+def _answers(hospital: Hospital, run: Run, plan: Plan) -> Iterator[tuple[Arrays, Form]]:
+    """Every answer of a run, and the form of what the plan releases there."""
+    network = build_discriminator(plan)
+    weights = join_pair(build_generator(plan), network if plan.federation.share == "gan" else None)
+    mean = {protocol.RELEASED_MEAN: np.full(embedding_size(plan), 0.1, np.float32)}
+    if plan.warm_start.noise_multiplier:
+        yield (
+            hospital.warm_start(plan, run.run_id),
+            _form({protocol.NOISED_SUM: np.zeros(embedding_size(plan), np.float32)}),
+        )
+    if plan.federation.is_pooled:
+        numbers = sum(shape.numel() for shape in trained_parameters(network).values())
+        for step in range(1, plan.privacy.steps + 1):
+            yield (
+                hospital.step(plan, run.run_id, step, to_arrays(network), run.roster),
+                _form({protocol.MASKED_SUM: np.zeros(numbers, np.int64)}),
+            )
+    else:
+        released = mean if plan.warm_start.noise_multiplier else {}
+        for number in range(1, plan.federation.rounds + 1):
+            yield hospital.train(plan, run.run_id, number, weights, released), _form(weights)
+    cells = cell_count(len(plan.image.labels), plan.utility.bins)
+    yield finish(hospital, run.run_id, plan), _form({protocol.NOISED_COUNTS: np.zeros(cells, np.float32)})
+
+
+def _form(arrays: Arrays) -> Form:
+    return {name: (array.dtype, array.shape) for name, array in arrays.items()}
+
+
+def answers_of_one_run(open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source) -> list[Tensor]:
+    """Warm start and utility counts of one hospital in one run, float64."""
+    with joined(open_hospital, [cohort], plan, [entropy]) as run:
+        hospital = run.hospitals[0]
+        released = hospital.warm_start(plan, run.run_id)[protocol.NOISED_SUM]
+        counts = finish(hospital, run.run_id, plan)[protocol.NOISED_COUNTS]
+        return [torch.from_numpy(released).double(), torch.from_numpy(counts).double()]
+
+
+def masked_steps(open_hospital: OpenHospital, plan: Plan, entropy: Source, *, patients: Cohort) -> NDArray[np.int64]:
+    """All messages of a pooled run: int64 (steps, hospitals, d). Every hospital has these patients."""
+    count = plan.federation.hospitals
+    with joined(open_hospital, [patients] * count, plan, [entropy] * count) as run:
+        weights = to_arrays(build_discriminator(plan))
+        return np.stack(
+            [
+                [
+                    hospital.step(plan, run.run_id, step, weights, run.roster)[protocol.MASKED_SUM]
+                    for hospital in run.hospitals
+                ]
+                for step in range(1, plan.privacy.steps + 1)
+            ]
+        )

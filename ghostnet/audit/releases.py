@@ -1,0 +1,354 @@
+"""Audit of what a hospital releases beside its steps: warm start, perceptual features, utility counts, masked sums.
+
+They are asked of a real hospital with a ledger of its own, noise off for the exact checks and on for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from ghostnet import pooled, protocol
+from ghostnet.audit.accounted import NotedEntropy, accounted_draws, check_draws
+from ghostnet.audit.canaries import NoEntropy
+from ghostnet.audit.contributions import SEEN, TOLERANCE, Moves, cohorts, drawn_cohort, parts_of
+from ghostnet.audit.crafted import crafted_weights
+from ghostnet.audit.findings import Finding
+from ghostnet.audit.fresh_noise import FALSE_ALARM, Noise
+from ghostnet.audit.hospitals import (
+    OpenHospital,
+    Source,
+    answers_of_one_run,
+    counts_of,
+    finish,
+    joined,
+    masked_steps,
+    run_of,
+    warm_start_of,
+)
+from ghostnet.audit.kinds import as_pooled, chosen
+from ghostnet.cohort import Cohort
+from ghostnet.federation import Share
+from ghostnet.models import build_discriminator
+from ghostnet.plan import LEAST_BANDWIDTH, Plan
+from ghostnet.privacy.events import Event
+from ghostnet.privacy.noise import Entropy, SystemEntropy, from_grid
+from ghostnet.progress import Progress, silent
+from ghostnet.secure_sum import sum_modulo
+from ghostnet.utility.classifier import build_classifier
+
+WIDE_LABELS = 8  # with the most features that a hospital takes, a release is longer than any chunk of the noise
+WIDE_FEATURES = 20_000
+BINS = 1000
+SCALE = 1e8
+NEIGHBOURS = (3, 30)
+ANSWERS = 3
+RUN_SIZES = (1, 2, 3, *(1,) * 60)  # patients enough to be seen through the noise of the perceptual release
+
+PlanEvents = Callable[[Plan], Sequence[Event]]
+
+NoisedFeatures = Callable[[nn.Module, Cohort, Plan, Entropy], Tensor]
+"""`ghostnet.perceptual.noised_features`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One release of a hospital, as a function of its patients.
+
+    Attributes:
+        name: which.
+        ask: (patients, source) -> what is released, flat float64, in units of its accounted sensitivity.
+        plan: what is asked for; its image is the patients'.
+        noise_multiplier: as accounted.
+    """
+
+    name: str
+    ask: Callable[[Cohort, Source], Tensor]
+    plan: Plan
+    noise_multiplier: float
+
+    def bare(self, cohort: Cohort) -> Tensor:
+        """Without noise."""
+        return self.ask(cohort, NoEntropy())
+
+
+def release_plan(base: Plan) -> Plan:
+    """A plan with every release on, each with a noise multiplier of its own that tells it from the others."""
+    return replace(
+        base,
+        privacy=replace(base.privacy, sampling_rate=0.5, steps=4, noise_multiplier=1.0, images_per_patient=2),
+        warm_start=replace(base.warm_start, noise_multiplier=1.3, features=64, feature_size=14),
+        training=replace(base.training, perceptual_noise_multiplier=1.7, perceptual_weight=1.0, embedding_weight=1.0),
+        utility=replace(base.utility, noise_multiplier=2.3, bins=BINS),
+        federation=replace(base.federation, rounds=2),
+    )
+
+
+def releases_of(
+    open_hospital: OpenHospital, noised_features: NoisedFeatures, plan: Plan, kinds: Mapping[str, Plan]
+) -> list[Release]:
+    """Every release but the steps: warm start, utility counts, and the features of every architecture."""
+    labels = tuple(f"label {number}" for number in range(WIDE_LABELS))
+    image = replace(plan.image, labels=labels, label_prior=(1 / WIDE_LABELS,) * WIDE_LABELS)
+    wide = replace(plan, image=image, warm_start=replace(plan.warm_start, features=WIDE_FEATURES))
+    classifier = build_classifier(channels=plan.image.channels, classes=len(plan.image.labels))
+    found = [_warm_start(open_hospital, plan, "warm start"), _warm_start(open_hospital, wide, "wide warm start")]
+    found.append(_counts(open_hospital, plan, classifier, "utility counts"))
+    confusion = build_classifier(channels=plan.image.channels, classes=WIDE_LABELS)
+    found.append(_counts(open_hospital, wide, confusion, "utility counts of a confusion table"))
+    for name, own in _by_architecture(plan, kinds).items():
+        found.append(_features(noised_features, own, build_discriminator(own), f"perceptual features of {name}"))
+    return found
+
+
+def harmful_releases(
+    open_hospital: OpenHospital, noised_features: NoisedFeatures, plan: Plan, kinds: Mapping[str, Plan]
+) -> Iterator[tuple[Release, Cohort]]:
+    """Releases under numbers that a coordinator made to harm, and the patients that they were made for."""
+    for others in NEIGHBOURS:
+        cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
+        narrow = replace(plan, warm_start=replace(plan.warm_start, bandwidth=LEAST_BANDWIDTH))
+        yield _warm_start(open_hospital, narrow, f"warm start at bandwidth {LEAST_BANDWIDTH:g}"), cohort
+        build = partial(build_classifier, channels=plan.image.channels, classes=len(plan.image.labels))
+        for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):
+            yield _counts(open_hospital, plan, made.network, f"utility counts, {made.words}"), cohort
+        for name, own in _by_architecture(plan, kinds).items():
+            drawn = drawn_cohort(own, (1,) * (others + 1), seed=others)
+            run = partial(_run, cohort=drawn)
+            for made in crafted_weights(partial(build_discriminator, own), run, SCALE):
+                words = f"perceptual features of {name}, {made.words}"
+                yield _features(noised_features, own, made.network, words), drawn
+
+
+def _run(network: nn.Module, cohort: Cohort) -> object:
+    return network(cohort.images, cohort.labels)
+
+
+def _by_architecture(plan: Plan, kinds: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plan with the networks of every architecture."""
+    return {
+        kind.model.architecture: replace(plan, image=replace(plan.image, size=kind.image.size), model=kind.model)
+        for kind in kinds.values()
+    }
+
+
+def _warm_start(open_hospital: OpenHospital, plan: Plan, name: str) -> Release:
+    return Release(
+        name=name,
+        ask=lambda cohort, entropy: warm_start_of(open_hospital, cohort, plan, entropy),
+        plan=plan,
+        noise_multiplier=plan.warm_start.noise_multiplier,
+    )
+
+
+def _counts(open_hospital: OpenHospital, plan: Plan, classifier: nn.Module, name: str) -> Release:
+    return Release(
+        name=name,
+        ask=lambda cohort, entropy: counts_of(open_hospital, cohort, plan, entropy, classifier),
+        plan=plan,
+        noise_multiplier=plan.utility.noise_multiplier,
+    )
+
+
+def _features(noised_features: NoisedFeatures, plan: Plan, discriminator: nn.Module, name: str) -> Release:
+    snapshot = discriminator.eval().requires_grad_(False)
+    return Release(
+        name=name,
+        ask=lambda cohort, entropy: noised_features(snapshot, cohort, plan, entropy or SystemEntropy()).double(),
+        plan=plan,
+        noise_multiplier=plan.training.perceptual_noise_multiplier,
+    )
+
+
+def check_release_parts(releases: Sequence[Release], progress: Progress = silent) -> Iterator[Finding]:
+    """Every patient adds at most 1 to every release, and the same whoever else is there."""
+    largest, tied, tried, blind = (0.0, "none"), (0.0, "none"), 0, []
+    for number, release in enumerate(releases):
+        progress("releases", number, len(releases))
+        for words, cohort in cohorts(release.plan):
+            found = parts_of(release.bare, cohort)
+            tried += 1
+            largest = max(largest, (found.largest, f"{release.name}, {words}"))
+            tied = max(tied, (found.tied, f"{release.name}, {words}"))
+            blind += [release.name] if found.largest < SEEN else []
+    progress("releases", len(releases), len(releases))
+    yield Finding(
+        check="one patient's part of a release",
+        passed=not blind and tried > 0 and largest[0] <= 1 + TOLERANCE,
+        value=largest[0],
+        detail=f"a patient adds at most {largest[0]:.7g} x the accounted sensitivity, in {tried} cohorts ({largest[1]})"
+        + (f"; nobody is seen in {blind[0]}" if blind else ""),
+    )
+    yield Finding(
+        check="patients apart in a release",
+        passed=tried > 0 and tied[0] <= TOLERANCE,
+        value=tied[0],
+        detail=f"a release is at most {tied[0]:.2g} of a patient's part away from the sum of parts taken alone "
+        f"(at most {TOLERANCE:g}), in {tried} cohorts ({tied[1]})",
+    )
+
+
+def check_release_boundaries(harmful: Iterable[tuple[Release, Cohort]], progress: Progress = silent) -> Finding:
+    """One patient more, first, in the middle or last, moves nobody else in a release."""
+    moves = Moves()
+    for release, cohort in harmful:
+        progress("boundaries of releases", moves.tried, moves.tried + 1)
+        moves.try_neighbours(release.bare, cohort, release.name)
+    return moves.finding("block boundaries of a release", tolerance=TOLERANCE)
+
+
+def noise_of_releases(releases: Sequence[Release], entropy: Source) -> dict[str, Noise]:
+    """Noise of several answers to the same request for each release, in units of its accounted size."""
+    found = {}
+    for release in releases:
+        cohort = drawn_cohort(release.plan, (1, 3))
+        bare = release.bare(cohort)
+        noise = torch.stack([release.ask(cohort, entropy) - bare for _ in range(ANSWERS)]) / release.noise_multiplier
+        found[release.name] = {release.name: noise.numpy()}
+    return found
+
+
+def noise_of_one_run(open_hospital: OpenHospital, plan: Plan, entropy: Source) -> Noise:
+    """Noise of a hospital's warm start and utility counts in one run, in units of their accounted sizes."""
+    cohort = drawn_cohort(plan, (1, 3))
+    bare = answers_of_one_run(open_hospital, cohort, plan, NoEntropy())
+    noisy = answers_of_one_run(open_hospital, cohort, plan, entropy)
+    sizes = (plan.warm_start.noise_multiplier, plan.utility.noise_multiplier)
+    parts = [((a - b) / size)[None].numpy() for a, b, size in zip(noisy, bare, sizes, strict=True)]
+    return dict(zip(("warm start", "utility counts"), parts, strict=True))
+
+
+def check_accounted(
+    open_hospital: OpenHospital,
+    plan_events: PlanEvents,
+    runs: Mapping[str, Plan],
+    entropy: Entropy,
+    progress: Progress = silent,
+) -> Iterator[Finding]:
+    """In whole runs every hospital charges and draws just the noise of its events, and answers with nothing else.
+
+    Args:
+        open_hospital: under audit.
+        plan_events: under audit.
+        runs: plans by name, with all their releases.
+        entropy: of coins and noise.
+        progress: told (check, done, total).
+    """
+    drawn, uncharged, unexpected = {}, [], []
+    for number, (name, plan) in enumerate(runs.items()):
+        progress("whole runs", number, len(runs))
+        noted = [NotedEntropy(entropy) for _ in range(plan.federation.hospitals or 1)]
+        found = run_of(open_hospital, drawn_cohort(plan, RUN_SIZES), plan, noted)
+        events = tuple(plan_events(plan))
+        for hospital, (notes, whole) in enumerate(zip(noted, found, strict=True)):
+            own = f"{name}, hospital {hospital + 1}"
+            drawn[own] = (dict(notes.draws), accounted_draws(plan, events))
+            uncharged += [own] if whole.charged != events else []
+            unexpected += [f"{array} in {own}" for array in whole.unexpected]
+    progress("whole runs", len(runs), len(runs))
+    yield check_draws(drawn)
+    yield Finding(
+        check="ledger holds what is accounted",
+        passed=bool(drawn) and not uncharged,
+        value=float(len(uncharged)),
+        detail=f"{len(uncharged)} of {len(drawn)} ledgers reserved other events than the plan is accounted as "
+        f"({', '.join(uncharged[:2]) or 'none'})",
+    )
+    yield Finding(
+        check="nothing else in an answer",
+        passed=bool(drawn) and not unexpected,
+        value=float(len(unexpected)),
+        detail=f"{len(unexpected)} arrays in the answers of {len(drawn)} whole runs are no release of the plan "
+        f"({', '.join(unexpected[:2]) or 'none'})",
+    )
+
+
+def accounted_runs(plan: Plan, kinds: Mapping[str, Plan]) -> dict[str, Plan]:
+    """A plan with every release for every kind of step, and in every mode; pooled, for every architecture."""
+    runs, architectures = {}, set()
+    for number, (name, kind) in enumerate(kinds.items()):
+        training = replace(
+            kind.training,
+            perceptual_noise_multiplier=plan.training.perceptual_noise_multiplier,
+            perceptual_weight=plan.training.perceptual_weight,
+        )
+        own = replace(plan, image=replace(plan.image, size=kind.image.size), model=kind.model, training=training)
+        share: Share = "gan" if number % 2 else "generator"
+        runs[f"{name}, {share}"] = replace(own, federation=replace(own.federation, share=share))
+        if kind.model.architecture in architectures:
+            continue
+        architectures.add(kind.model.architecture)
+        bare = replace(training, perceptual_noise_multiplier=0.0, perceptual_weight=0.0)
+        runs[f"{name}, pooled"] = as_pooled(replace(own, training=bare))
+    return runs
+
+
+def masked_plan(plan: Plan) -> Plan:
+    """The plan as a pooled one, for what its messages look like."""
+    return as_pooled(replace(plan, training=replace(plan.training, perceptual_noise_multiplier=0.0)))
+
+
+def check_masked_sums(open_hospital: OpenHospital, plan: Plan, entropy: Source) -> Finding:
+    """Masked messages are uniform, each under masks of its own.
+
+    Args:
+        open_hospital: under audit.
+        plan: pooled; no hospital has patients.
+        entropy: of coins and noise.
+    """
+    nobody = chosen(drawn_cohort(plan, (1,)), [])
+    sent = masked_steps(open_hospital, plan, entropy, patients=nobody)  # (steps, hospitals, d)
+    differences = (sent[:-1].view(np.uint64) - sent[1:].view(np.uint64)).view(np.int64)
+    between = (sent[:, :-1].view(np.uint64) - sent[:, 1:].view(np.uint64)).view(np.int64)
+    chances = {
+        "a message": _uniform(sent),
+        "the difference of two steps": _uniform(differences),
+        "the difference of two hospitals": _uniform(between),
+    }
+    name = min(chances, key=lambda key: chances[key])
+    chance = min(1.0, len(chances) * chances[name])
+    return Finding(
+        check="masks",
+        passed=chance >= FALSE_ALARM,
+        value=chance,
+        detail=f"{name} is uniform with chance {chance:.2g}, the least of {len(chances)} (at least {FALSE_ALARM:g})",
+        false_alarm=FALSE_ALARM,
+    )
+
+
+def noise_of_masked_sums(open_hospital: OpenHospital, plan: Plan, entropy: Source) -> Noise:
+    """Noise of the sums of all hospitals' messages, in units of the accounted size."""
+    nobody = chosen(drawn_cohort(plan, (1,)), [])
+    sent = masked_steps(open_hospital, plan, entropy, patients=nobody)  # (steps, hospitals, d)
+    totals = torch.from_numpy(np.stack([sum_modulo(list(step)) for step in sent]))
+    values = from_grid(totals, std=pooled.share_std(plan)) / (plan.privacy.clip_norm * plan.privacy.noise_multiplier)
+    return {"sum of all hospitals": values.numpy()}
+
+
+def _uniform(words: NDArray[np.int64]) -> float:
+    """Chance of so uneven a histogram of the highest byte, by chi-square."""
+    counts = np.bincount((words.view(np.uint64).ravel() >> np.uint64(56)).astype(np.int64), minlength=256)
+    return float(stats.chisquare(counts).pvalue)
+
+
+def check_repeated_answers(open_hospital: OpenHospital, plan: Plan, entropy: Source) -> Finding:
+    """The same request again gets the same bytes: fresh noise on one sum would average away."""
+    cohort = drawn_cohort(plan, (1, 2))
+    with joined(open_hospital, [cohort], plan, [entropy]) as run:
+        hospital, run_id = run.hospitals[0], run.run_id
+        first, second = (hospital.warm_start(plan, run_id)[protocol.NOISED_SUM] for _ in range(2))
+        counts, again = (finish(hospital, run_id, plan)[protocol.NOISED_COUNTS] for _ in range(2))
+    other = int(not np.array_equal(first, second)) + int(not np.array_equal(counts, again))
+    return Finding(
+        check="repeated answers",
+        passed=other == 0,
+        value=float(other),
+        detail=f"{other} of 2 requests got another answer when they were repeated (must be none)",
+    )
