@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from client.audited import HOSPITAL
 from ghostnet.audit import bounds
 from ghostnet.audit.bounds import Guesses
 from ghostnet.audit.canary_checks import check_noise_of_run, check_power, claimed_tradeoff, log_likelihood_ratios
-from ghostnet.audit.mechanism import HOSPITAL, Build, MechanismAudit, Profile, audit_mechanism
+from ghostnet.audit.every_release import Build
+from ghostnet.audit.mechanism import MechanismAudit, Profile, audit_loop, audit_mechanism
 from ghostnet.cli import main as command_line
 from ghostnet.errors import AuditError
 from ghostnet.privacy.accounting import PoissonGaussianSteps
 from tests.entropy import SeededEntropy
 from tests.planted import audit_builds
 from tests.planted.audit_builds import BUILDS
+from tests.planted.suite import EVERY_RELEASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,8 +82,8 @@ DELTAS = (0.0, 1e-6, 1e-5)
 
 @cache
 def audited(name: str) -> MechanismAudit:
-    """The small audit of a planted build, or of the hospital's."""
-    return audit_mechanism(BUILDS.get(name, HOSPITAL), SMALL, entropy=SeededEntropy(1))
+    """The small audit of a planted build's loop, or of the hospital's."""
+    return audit_loop(BUILDS.get(name, HOSPITAL), SMALL, entropy=SeededEntropy(1))
 
 
 @pytest.fixture
@@ -246,7 +249,7 @@ def test_a_planted_build_fails_the_audit_by_the_check_named_beside_it(name: str,
         assert "lower bounds" in audit.failed
 
 
-def test_every_check_of_the_audit_catches_some_build(clean: MechanismAudit) -> None:
+def test_every_check_of_the_loop_catches_some_build(clean: MechanismAudit) -> None:
     others = {"lower bounds", "power"}  # asserted above and below
     caught = {*CAUGHT.values(), *BY_THEIR_CHECK_ALONE.values()}
     assert caught | others == {finding.check for finding in clean.findings}
@@ -280,12 +283,14 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
 
 
-def test_the_command_passes_this_installation_with_bounds_near_those_of_a_correct_step() -> None:
+def test_the_command_passes_this_installation_by_all_checks_each_of_which_catches_some_build(
+    clean: MechanismAudit,
+) -> None:
     result = run_command("ghostnet.cli", "audit", "mechanism", "--json")
     assert result.returncode == 0, result.stderr
     audit = json.loads(result.stdout)
@@ -293,6 +298,11 @@ def test_the_command_passes_this_installation_with_bounds_near_those_of_a_correc
     assert audit["claim"]["epsilon_pld"] == pytest.approx(4.0, abs=0.01)
     for name, least in (("one_run", 1.0), ("f_dp", 1.4), ("gdp", 1.9)):
         assert least <= audit["lower_bounds"][name] < audit["claim"]["epsilon_pld"]
+    loop = {finding.check for finding in clean.findings}  # each caught some build above
+    expected = loop | {planted.caught_by for planted in EVERY_RELEASE}
+    assert {finding["check"] for finding in audit["findings"]} == expected
+    assert 0 < audit["false_alarm"] == pytest.approx(sum(finding["false_alarm"] for finding in audit["findings"]))
+    assert audit["false_alarm"] < 0.003
 
 
 @pytest.mark.parametrize("as_json", [True, False])

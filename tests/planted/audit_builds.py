@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from client.audited import HOSPITAL
 from ghostnet import training
-from ghostnet.audit.mechanism import HOSPITAL, Build
+from ghostnet.audit.every_release import Build
 from ghostnet.plan import Plan
 from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.events import Event, GaussianRelease

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import client.app
 import client.policy
 import client.site
+from client.audited import HOSPITAL
 from client.config import load_site
 from client.policy import PolicySpec, check_plan
 from client.site import Site
@@ -30,8 +31,9 @@ from ghostnet import protocol, training
 from ghostnet.audit import canaries
 from ghostnet.audit.canaries import NoEntropy, TrainRound
 from ghostnet.audit.conformance import check_poisson_sampling, check_public_values
+from ghostnet.audit.every_release import Build
 from ghostnet.audit.findings import Finding
-from ghostnet.audit.mechanism import HOSPITAL, Build, Profile
+from ghostnet.audit.mechanism import Profile
 from ghostnet.cohort import Cohort
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
 from ghostnet.models import build_discriminator, build_generator

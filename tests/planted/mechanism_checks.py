@@ -1,13 +1,17 @@
 """The audit's checks of a private step, on the pieces that `mechanism_bugs` replaces."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import torch
+from torch import Tensor
 
-from ghostnet.audit import conformance
+from ghostnet.audit import canaries, conformance
+from ghostnet.audit.contributions import TOLERANCE, cohorts, parts_of
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity, random_neighbours
+from ghostnet.cohort import Cohort
 from tests.entropy import SeededEntropy
 from tests.planted.mechanism_bugs import Clean
 
@@ -26,6 +30,25 @@ def sensitivity(step: Clean) -> Finding:
     return check_sensitivity(step.clipped_sum, trials=24, seed=1)
 
 
+def apart(step: Clean) -> Finding:
+    """A cohort's sum is the sum of what its patients add alone, hostile pixels included."""
+    plan = canaries.audit_plan(sampling_rate=1.0, noise_multiplier=1.0, steps=1, patients=8)
+    plan = replace(plan, image=replace(plan.image, size=8))
+    given = step_input()
+
+    def summed(cohort: Cohort) -> Tensor:
+        patients = replace(given, images=cohort.images, labels=cohort.labels, groups=cohort.owners)
+        return step.clipped_sum(patients, CLIP_NORM).double()
+
+    worst = max(parts_of(summed, cohort).tied for _, cohort in cohorts(plan))
+    return Finding(
+        check="patients apart",
+        passed=worst <= TOLERANCE,
+        value=worst,
+        detail=f"a sum is {worst:.2g} of a patient's part away from the sum of parts taken alone",
+    )
+
+
 def noise_scale(step: Clean) -> Finding:
     return conformance.check_noise_scale(
         step.noised_sum,
@@ -33,7 +56,7 @@ def noise_scale(step: Clean) -> Finding:
         clip_norm=CLIP_NORM,
         noise_multiplier=NOISE_MULTIPLIER,
         entropy=SeededEntropy(5),
-        steps=32,  # the planted 5 % is then many standard errors away
+        steps=32,
     )
 
 
@@ -70,6 +93,6 @@ def sampling(step: Clean) -> Finding:
 
 Check = Callable[[Clean], Finding]
 CHECKS: tuple[Check, ...] = (
-    *(sensitivity, noise_scale, noise_freshness, definition),
+    *(sensitivity, apart, noise_scale, noise_freshness, definition),
     *(network_apart, loss_apart, sampling),
 )

@@ -6,16 +6,22 @@ One list for the tests (`test_suite.py`) and for people (`python -m tests.plante
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
+from client.audited import HOSPITAL as HOSPITAL_BUILD
+from ghostnet.audit.every_release import Build
 from ghostnet.audit.findings import Finding
-from tests.planted import audit_builds, hospital_bugs, later_bugs
+from tests.planted import audit_builds, hospital_bugs, later_bugs, release_bugs
 from tests.planted import mechanism_bugs as bugs
 from tests.planted import mechanism_checks as checks
 from tests.planted.hospital_bugs import of_build, under
 from tests.planted.mechanism_bugs import Clean, OwnGradients
+from tests.planted.release_bugs import gradients_with, no_clip
+
+Bug = Callable[[], AbstractContextManager[None]]
 
 ASKED = (
     "no noise",
@@ -44,6 +50,27 @@ ASKED = (
     "perceptual release not charged",
     "adaptive n_D asked about reals",
     "gradient penalty at reals added after the noise",
+    "noise repeated across tensors",
+    "noise repeated across steps",
+    "noise repeated in blocks",
+    "loss of the batch's mean logit",
+    "classes weighted by batch counts",
+    "weight chosen from the batch's labels",
+    "norm chosen from the batch's labels",
+    "patient split over physical batches",
+    "remainders of a batch in dcgan",
+    "remainders of a batch in keras28",
+    "remainders of a batch in stylegan",
+    "warm start in long batches",
+    "utility counts in long batches",
+    "perceptual features in long batches",
+    "classifier in training mode",
+    "warm start with the noise of another table",
+    "warm start without clip",
+    "warm start with images counted fully",
+    "perceptual release with sensitivity 2",
+    "utility counts with images counted fully",
+    "pooled share without noise",
 )
 """The bugs that the project promised to catch. A name goes only with the promise."""
 
@@ -79,10 +106,6 @@ def _clean_step(check: checks.Check, twin: type[Clean]) -> Finding:
     return check(twin())
 
 
-def _after_the_noise(folder: Path) -> Finding:
-    return later_bugs.check_after_the_noise(audit_builds.HOSPITAL.train_round)
-
-
 MECHANISM = (
     step("no noise", bugs.NoNoise, checks.noise_scale, "noise scale"),
     step("noise / B", lambda: bugs.ScaledNoise(lambda g: 1 / bugs.rows_in(g)), checks.noise_scale, "noise scale"),
@@ -113,7 +136,7 @@ MECHANISM = (
     step(
         "relativistic loss, by its formula", bugs.CoupledLoss, checks.loss_apart, "loss keeps rows apart", OwnGradients
     ),
-    step("no rounding reserve", bugs.NoRoundingReserve, checks.sensitivity, "sensitivity", bugs.Cancelling),
+    step("no rounding reserve", bugs.NoRoundingReserve, checks.apart, "patients apart", bugs.Cancelling),
     step("views by row position", bugs.ViewsByRow, checks.sensitivity, "sensitivity"),
     step("fakes' gradient dropped", bugs.FakesDropped, checks.definition, "definition"),
     step("shuffled batches", bugs.Shuffled, checks.sampling, "Poisson sampling"),
@@ -174,37 +197,197 @@ HOSPITAL = (
     ),
 )
 
-LATER = (
-    Planted(
-        bug="pooled share with noise sigma/n",
-        caught_by="pooled noise",
-        wrong=under(later_bugs.noise_over_hospitals, later_bugs.check_pooled_noise),
-        clean=later_bugs.check_pooled_noise,
+
+def planted(
+    bug: str, caught_by: str, check: Callable[[Build], Finding], build: Build = HOSPITAL_BUILD, under: Bug = nullcontext
+) -> Planted:
+    """A bug of one release or one kind of step: a wrong build, or a piece of the product replaced meanwhile."""
+    return Planted(
+        bug=bug,
+        caught_by=caught_by,
+        wrong=release_bugs.under_build(under, check, build),
+        clean=lambda folder: _clean_build(check),
+    )
+
+
+@cache
+def _clean_build(check: Callable[[Build], Finding]) -> Finding:
+    return check(HOSPITAL_BUILD)
+
+
+_TIES, _SIZE, _REPEATS, _LAW = (f"noise {what}" for what in ("ties", "size", "repeats", "law"))
+_PART, _APART = "one patient's part", "patients apart"
+_step_ties, _step_repeats, _step_law = map(release_bugs.noise_of_steps, (_TIES, _REPEATS, _LAW))
+_share_ties, _share_size = map(release_bugs.noise_of_shares, (_TIES, _SIZE))
+_apart, _part = release_bugs.parts(_APART), release_bugs.parts(_PART)
+_drawn = release_bugs.accounted("noise drawn as accounted")
+_warm_part = release_bugs.release_parts(f"{_PART} of a release", "warm start")
+
+NOISE = (
+    planted("noise repeated across tensors", _TIES, _step_ties, release_bugs.SAME_IN_EVERY_TENSOR),
+    planted(
+        "noise repeated across steps", _TIES, _step_ties, release_bugs.repeated_over(release_bugs.KeptForTwoSteps())
     ),
-    Planted(
-        bug="mask used twice",
-        caught_by="masks of two steps",
-        wrong=under(later_bugs.mask_used_twice, later_bugs.check_masks_of_two_steps),
-        clean=later_bugs.check_masks_of_two_steps,
+    planted("noise repeated in blocks", _TIES, _step_ties, release_bugs.repeated_over(release_bugs.in_blocks)),
+    planted("noise with a shared part", _TIES, _step_ties, release_bugs.repeated_over(release_bugs.shared_component)),
+    planted("eight numbers used twice", _REPEATS, _step_repeats, release_bugs.repeated_over(release_bugs.eight_again)),
+    planted("uniform noise", _LAW, _step_law, release_bugs.repeated_over(release_bugs.uniform_noise)),
+    planted(
+        "one draw for all chunks of a tensor",
+        _REPEATS,
+        release_bugs.noise_of_a_long_tensor(_REPEATS),
+        under=release_bugs.one_draw_for_all_chunks,
     ),
-    Planted(
-        bug="perceptual release not charged",
-        caught_by="noise drawn as accounted",
-        wrong=of_build(later_bugs.check_noise_as_accounted, later_bugs.PERCEPTUAL_NOT_CHARGED),
-        clean=of_build(later_bugs.check_noise_as_accounted),
+    planted(
+        "one stream of noise for every request",
+        _TIES,
+        release_bugs.noise_of_a_run(_TIES),
+        under=release_bugs.one_stream_a_request,
     ),
-    Planted(
-        bug="adaptive n_D asked about reals",
-        caught_by="nothing private after the noise",
-        wrong=lambda folder: later_bugs.check_after_the_noise(later_bugs.asks_about_reals),
-        clean=_after_the_noise,
-    ),
-    Planted(
-        bug="gradient penalty at reals added after the noise",
-        caught_by="nothing private after the noise",
-        wrong=lambda folder: later_bugs.check_after_the_noise(later_bugs.penalises_at_reals),
-        clean=_after_the_noise,
+    planted("pooled share that repeats its noise", _TIES, _share_ties, under=release_bugs.share_repeats_its_noise),
+    planted("pooled share without noise", _SIZE, _share_size, under=release_bugs.share_without_noise),
+    planted("pooled share with noise sigma/n", _SIZE, _share_size, under=release_bugs.noise_over_hospitals),
+    planted(
+        "pooled noise sigma/n, by the masked sums",
+        _SIZE,
+        release_bugs.noise_of_masked_sums(_SIZE),
+        under=release_bugs.noise_over_hospitals,
     ),
 )
 
-SUITE = (*MECHANISM, *ACCOUNTING, *HOSPITAL, *LATER)
+BATCHES = (
+    planted("loss of the batch's mean logit", _APART, _apart, gradients_with(release_bugs.LossOfTheMeanLogit)),
+    planted("classes weighted by batch counts", _APART, _apart, gradients_with(release_bugs.ClassesReweighted)),
+    planted("weight chosen from the batch's labels", _APART, _apart, gradients_with(release_bugs.WeightFromTheLabels)),
+    planted("norm chosen from the batch's labels", _APART, _apart, gradients_with(release_bugs.NormFromTheLabels)),
+    planted("patient split over physical batches", _PART, _part, gradients_with(release_bugs.SplitPatients)),
+    planted(
+        "patient split, penalty at patients",
+        _PART,
+        release_bugs.parts(_PART, release_bugs.PENALISED),
+        under=release_bugs.penalised_patients_split,
+    ),
+    planted("patient split in a pooled step", _PART, _part, under=release_bugs.pooled_patients_split),
+    *(
+        planted(
+            f"remainders of a batch in {name.split()[0]}",
+            "block boundaries",
+            release_bugs.boundaries(name),
+            under=release_bugs.remainders_of_a_batch,
+        )
+        for name in (release_bugs.DCGAN, release_bugs.KERAS, release_bugs.STYLEGAN)
+    ),
+    planted("no clip in later rounds", _PART, _part, release_bugs.later_rounds_with(patient_gradients=no_clip)),
+    planted(
+        "pooled steps that remember the last",
+        "contribution to pooled steps",
+        release_bugs.pooled_canaries("contribution to pooled steps"),
+        under=release_bugs.pooled_steps_remember,
+    ),
+    planted(
+        "pooled steps at another rate",
+        "Poisson sampling of pooled steps",
+        release_bugs.pooled_canaries("Poisson sampling of pooled steps"),
+        under=release_bugs.pooled_steps_sample_twice_as_many,
+    ),
+)
+
+RELEASES = (
+    *(
+        planted(
+            f"{name} in long batches",
+            "block boundaries of a release",
+            release_bugs.release_boundaries(name),
+            under=release_bugs.rows_in_long_batches,
+        )
+        for name in ("warm start", "utility counts", "perceptual features")
+    ),
+    planted(
+        "classifier in training mode",
+        f"{_APART} in a release",
+        release_bugs.release_parts(f"{_APART} in a release", "utility counts"),
+        under=release_bugs.classifier_in_training_mode,
+    ),
+    planted("warm start without clip", f"{_PART} of a release", _warm_part, under=release_bugs.releases_not_clipped),
+    planted(
+        "warm start with images counted fully",
+        f"{_PART} of a release",
+        _warm_part,
+        under=release_bugs.images_counted_fully,
+    ),
+    planted(
+        "perceptual release with sensitivity 2",
+        f"{_PART} of a release",
+        release_bugs.release_parts(f"{_PART} of a release", "perceptual features of dcgan"),
+        under=release_bugs.features_of_norm_two,
+    ),
+    planted(
+        "utility counts with images counted fully",
+        f"{_PART} of a release",
+        release_bugs.release_parts(f"{_PART} of a release", "utility counts"),
+        under=release_bugs.images_counted_many_times,
+    ),
+    planted(
+        "utility counts weighted by the cohort's classes",
+        f"{_APART} in a release",
+        release_bugs.release_parts(f"{_APART} in a release", "utility counts"),
+        under=release_bugs.counts_weighted_by_the_cohort,
+    ),
+    *(
+        planted(
+            f"{what} with the noise of another table",
+            "noise drawn as accounted",
+            _drawn,
+            under=partial(release_bugs.noise_of_another_table, request, table),
+        )
+        for what, request, table in (
+            ("warm start", "warm_start", "utility"),
+            ("utility counts", "finish", "warm_start"),
+            ("steps", "train", "warm_start"),
+            ("pooled share", "step", "utility"),
+        )
+    ),
+    planted(
+        "perceptual release not charged",
+        "noise drawn as accounted",
+        _drawn,
+        release_bugs.without_event("perceptual features"),
+    ),
+    planted(
+        "hospital that reserves less",
+        "ledger holds what is accounted",
+        release_bugs.accounted("ledger holds what is accounted"),
+        under=partial(release_bugs.reserves_less, "perceptual features"),
+    ),
+    planted(
+        "class counts in an answer",
+        "nothing else in an answer",
+        release_bugs.accounted("nothing else in an answer"),
+        under=release_bugs.sends_class_counts,
+    ),
+    planted(
+        "fresh noise for a repeated request",
+        "repeated answers",
+        release_bugs.repeated,
+        under=release_bugs.drawn_anew_each_time,
+    ),
+    planted("mask used twice", "masks", release_bugs.masks, under=later_bugs.mask_used_twice),
+    planted("share sent without a mask", "masks", release_bugs.masks, under=release_bugs.unmasked),
+    planted(
+        "adaptive n_D asked about reals",
+        "nothing private after the noise",
+        release_bugs.after_the_noise,
+        replace(HOSPITAL_BUILD, train_round=later_bugs.asks_about_reals),
+    ),
+    planted(
+        "gradient penalty at reals added after the noise",
+        "nothing private after the noise",
+        release_bugs.after_the_noise,
+        replace(HOSPITAL_BUILD, train_round=later_bugs.penalises_at_reals),
+    ),
+)
+
+EVERY_RELEASE = (*NOISE, *BATCHES, *RELEASES)
+"""Caught by the part of the audit that looks at every kind of step and every release."""
+
+SUITE = (*MECHANISM, *ACCOUNTING, *HOSPITAL, *EVERY_RELEASE)

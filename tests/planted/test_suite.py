@@ -17,7 +17,14 @@ image-level clip, two forwards with fixed fakes, fakes sized by the real batch, 
 shuffled batches, q/2 accounted, T/4 accounted, public values from len(dataset), fresh accountant each round,
 DP skipped after a restart, NaN sigma from the server, raw metrics in a message,
 no rounding reserve, pooled share with noise sigma/n, mask used twice, perceptual release not charged,
-adaptive n_D asked about reals, gradient penalty at reals added after the noise
+adaptive n_D asked about reals, gradient penalty at reals added after the noise, noise repeated across tensors,
+noise repeated across steps, noise repeated in blocks, loss of the batch's mean logit, classes weighted by batch counts,
+weight chosen from the batch's labels, norm chosen from the batch's labels, patient split over physical batches,
+remainders of a batch in dcgan, remainders of a batch in keras28, remainders of a batch in stylegan,
+warm start in long batches, utility counts in long batches, perceptual features in long batches,
+classifier in training mode,
+warm start with the noise of another table, warm start without clip, warm start with images counted fully,
+perceptual release with sensitivity 2, utility counts with images counted fully, pooled share without noise
 """
 
 
