@@ -16,9 +16,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from client.audited import HOSPITAL
 from client.config import load_site
 from client.site import Site
-from ghostnet.audit.mechanism import HOSPITAL, audit_mechanism
+from ghostnet.audit.mechanism import audit_mechanism
 from ghostnet.audit.result import read_result
 from ghostnet.cli.main import app
 from ghostnet.errors import AuditError
