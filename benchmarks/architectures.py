@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 import torch
 
-from ghostnet.combinations import SIZES
-from ghostnet.local_state import LocalState
-from ghostnet.losses import discriminator_loss, generator_loss
 from ghostnet.plan import Plan, parse_plan
+from ghostnet.plan.compatibility import SIZES
 from ghostnet.privacy.mechanism import join_rows, noised_sum
 from ghostnet.privacy.noise import SystemEntropy, grid_step
-from ghostnet.training import patient_gradients, step_discriminator
+from ghostnet.training.loop import patient_gradients, step_discriminator
+from ghostnet.training.losses import discriminator_loss, generator_loss
+from ghostnet.training.state import LocalState
 
 Step = Callable[[], object]
 PLAN = """

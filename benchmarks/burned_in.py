@@ -32,9 +32,9 @@ from pydicom.data import get_testdata_file
 
 from client.deidentify.burned_in import blank_text
 from client.deidentify.regions import blank_outside
-from client.intake.dicom import read_dicom
+from client.intake.readers.dicom import read_dicom
 from client.intake.task import Limits
-from ghostnet.phantom import chest
+from ghostnet.training.phantom import chest
 
 Floats = NDArray[np.float32]
 Corners = tuple[int, int, int, int]

@@ -32,15 +32,16 @@ import pydicom.pixels
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
-from client.deidentify.headers import MODALITIES, TRANSFER_SYNTAXES
+from client.deidentify.headers import TRANSFER_SYNTAXES
 from client.deidentify.pseudonyms import content_key, patient_key
 from client.intake.cache import Cache, Entry
-from client.intake.decode import prepare_files, usable_cores
-from client.intake.pixeldata import DECODERS
-from client.intake.quarantine import Code
+from client.intake.readers.pixeldata import DECODERS
+from client.intake.sandbox.pool import prepare_files, usable_cores
 from client.intake.task import Limits, Settings, Task
-from ghostnet.phantom import chest
+from client.modalities import MODALITIES
+from client.quarantine import Code
 from ghostnet.plan import ImageSpec
+from ghostnet.training.phantom import chest
 
 SIZE = 128
 SYNTAXES = {"native": None, "RLE": RLELossless, "JPEG-LS": JPEGLSLossless, "JPEG 2000": JPEG2000Lossless}
@@ -164,7 +165,7 @@ def run_intake(paths: Sequence[Path], folder: Path) -> Cost:
 def ocr_cost(paths: dict[str, Path]) -> dict[str, float]:
     """Seconds of one core to look for text in one image of each size."""
     from client.deidentify.burned_in import find_text, render
-    from client.intake.dicom import read_dicom
+    from client.intake.readers.dicom import read_dicom
 
     costs = {}
     for name, path in paths.items():

@@ -26,10 +26,10 @@ from typing import Any
 import pydicom
 from pydicom.data import get_testdata_file
 
-from client.deidentify.headers import MODALITIES
-from client.intake.decode import prepare_files, usable_cores
-from client.intake.quarantine import Code
+from client.intake.sandbox.pool import prepare_files, usable_cores
 from client.intake.task import Limits, Settings, Task
+from client.modalities import MODALITIES
+from client.quarantine import Code
 from ghostnet.plan import ImageSpec
 
 SLOW_S = 10.0

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ghostnet.losses import discriminator_loss
 from ghostnet.models.dcgan import Discriminator
 from ghostnet.privacy.mechanism import GradientEngine, PatientGradients, Rows, noised_sum
 from ghostnet.privacy.noise import SystemEntropy, grid_step
+from ghostnet.training.losses import discriminator_loss
 
 Step = Callable[[], list[Tensor]]
 """Runs a step; gives its sum over rows of clipped gradients, a tensor for each parameter (of plain: nothing)."""

@@ -40,19 +40,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.hostile_weights import CRAFTS, draw_ordinary
-from ghostnet.cohort import Cohort
-from ghostnet.losses import discriminator_loss
 from ghostnet.models import build_discriminator
-from ghostnet.perceptual import release_features
 from ghostnet.plan import Plan, parse_plan
 from ghostnet.privacy import blocks, mechanism, releases
 from ghostnet.privacy.blocks import Block, block_rows
 from ghostnet.privacy.mechanism import Rows, join_rows
 from ghostnet.privacy.noise import SystemEntropy, from_grid, grid_step
-from ghostnet.training import patient_gradients
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import patient_gradients
+from ghostnet.training.losses import discriminator_loss
+from ghostnet.training.perceptual import release_features
+from ghostnet.training.warm_start import iter_patient_embeddings
 from ghostnet.utility.classification import patient_counts, scores
 from ghostnet.utility.classifier import build_classifier
-from ghostnet.warm_start import iter_patient_embeddings
 
 TOLERANCE = 1e-5
 REPORTED_FINDINGS = 20
@@ -605,7 +605,7 @@ def main() -> None:
     parser.add_argument("--arithmetic", choices=("product", "alone", "unfilled"), default="product")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    logging.getLogger("ghostnet.perceptual").setLevel(logging.ERROR)  # it says when nobody is left to release
+    logging.getLogger("ghostnet.training.perceptual").setLevel(logging.ERROR)  # it says when nobody is left to release
     outcomes: list[Outcome] = []
     with arithmetic(arguments.arithmetic), failed_self_tests() as failed:
         for outcome in search(

@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.deidentify.survivors import survivors
-from client.intake.frames import MOST_IDENTIFIERS
-from ghostnet.privacy import accounting
-from ghostnet.privacy.accounting import GaussianRelease, calibrate_noise_multiplier
-from ghostnet.privacy.chain import Chain
-from ghostnet.privacy.ledger import Ledger, verify_ledger
-from ghostnet.privacy.ledger_storage import replay
+from client.deidentify.survivors import MOST_IDENTIFIERS, survivors
+from ghostnet.accounting import epsilon
+from ghostnet.accounting.epsilon import GaussianRelease, calibrate_noise_multiplier
+from ghostnet.evidence.chain import Chain
+from ghostnet.evidence.ledger import Ledger, verify_ledger
+from ghostnet.evidence.storage import replay
 from ghostnet.privacy.noise import SystemEntropy, add_gaussian
 
 Prepare = Callable[[Path], Callable[[], object]]
@@ -87,8 +86,8 @@ def calibration(folder: Path) -> Callable[[], object]:
     other = [GaussianRelease(name="other", noise_multiplier=sigma) for sigma in (3.0, 4.0)]
 
     def calibrate() -> float:
-        accounting._epsilon_pld.cache_clear()
-        accounting._losses.cache_clear()
+        epsilon._epsilon_pld.cache_clear()
+        epsilon._losses.cache_clear()
         return calibrate_noise_multiplier(epsilon=4.0, delta=1e-5, sampling_rate=0.1, steps=300, other=other)
 
     return calibrate

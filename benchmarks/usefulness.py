@@ -31,10 +31,10 @@ from typing import Any
 import tomli_w
 
 from client.config import load_site
-from ghostnet.cli import reference
+from ghostnet.accounting.plan_cost import resolve
 from ghostnet.plan import load_plan, plan_from_dict
-from ghostnet.privacy.claim import resolve
 from ghostnet.progress import silent
+from ghostnet.simulation import reference
 
 ROWS_FILE = Path(__file__).with_suffix(".toml")
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"

@@ -23,11 +23,11 @@ from flwr.clientapp import ClientApp
 from client.config import SiteConfig, load_site
 from client.requests import Publication
 from client.site import Site
-from ghostnet import protocol
 from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError, SpentError
+from ghostnet.exchange import protocol
+from ghostnet.exchange.secure_sum import MOST_CHARACTERS
 from ghostnet.plan import Plan, plan_from_dict
 from ghostnet.progress import Progress, silent
-from ghostnet.secure_sum import MOST_CHARACTERS
 
 MAX_PLAN_CHARACTERS = 100_000
 MAX_FILES_CHARACTERS = 2_000

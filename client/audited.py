@@ -11,17 +11,18 @@ import numpy as np
 
 from client.cohort import Cohorts
 from client.config import load_site
-from client.intake.table import IntakeTable
+from client.intake.summary import IntakeTable
 from client.requests import Publication
 from client.site import Joined, Site
-from ghostnet import perceptual, pooled, training
+from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.audit.every_release import Build
-from ghostnet.cohort import Cohort
+from ghostnet.exchange import pooled
+from ghostnet.exchange.arrays import Arrays, arrays_sha256
 from ghostnet.plan import ImageSpec, Plan
-from ghostnet.privacy.claim import plan_events
 from ghostnet.privacy.noise import Entropy
-from ghostnet.sampler_files import WEIGHTS_FILE, file_names, sha256, texts
-from ghostnet.weights import Arrays, arrays_sha256
+from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
+from ghostnet.training import loop, perceptual
+from ghostnet.training.cohort import Cohort
 
 _SITE = """
 name = "{name}"
@@ -96,7 +97,7 @@ def open_site(folder: Path, name: str, cohort: Cohort, image: ImageSpec, entropy
 
 HOSPITAL = Build(
     name="hospital",
-    train_round=training.train_round,
+    train_round=loop.train_round,
     noised_share=pooled.noised_share,
     noised_features=perceptual.noised_features,
     plan_events=plan_events,

@@ -18,20 +18,20 @@ import torch
 from client.config import SiteConfig
 from client.deidentify.pseudonyms import file_key, in_test_split
 from client.exclusions import read_exclusions
-from client.intake.findings import rules_in_words
-from client.intake.quarantine import Code
-from client.intake.rows import Row, Rows
+from client.intake.images import Row, Rows
+from client.intake.labels.findings import rules_in_words
 from client.intake.sources import read_source
-from client.intake.table import IntakeTable, write_table
+from client.intake.summary import IntakeTable, write_table
 from client.intake.task import Limits
 from client.intake.unit import data_unit
 from client.intake.withdrawn import REVIEW, forget_fetched, forget_review
 from client.prepared import note_prepared
+from client.quarantine import Code
 from client.secrets import load_or_create_secret
-from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError, SiteError
 from ghostnet.plan import ImageSpec
 from ghostnet.progress import Progress, silent
+from ghostnet.training.cohort import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)

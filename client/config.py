@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from client.deidentify.headers import HELD, MODALITIES, BurnedIn, Modality
-from client.intake.pacs_config import PacsSpec, check_pacs
+from client.modalities import HELD, MODALITIES, BurnedIn, Modality
+from client.pacs_config import PacsSpec, check_pacs
 from client.policy import PolicySpec
 from ghostnet.errors import SiteError
-from ghostnet.privacy import keys
-from ghostnet.privacy.ledger_faults import KEY_NAME
-from ghostnet.privacy.ledger_witness import default_witness
-from ghostnet.tables import check_number, read_table
+from ghostnet.evidence import keys
+from ghostnet.evidence.faults import KEY_NAME
+from ghostnet.evidence.witness import default_witness
+from ghostnet.plan.toml import check_number, read_table
 
 Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
 Layout = Literal["plain", "nih", "chexpert"]
@@ -58,7 +58,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
-    """How the findings of the label table become labels of the plan; the rules are in `client.intake.findings`."""
+    """How the findings of the label table become labels of the plan (`client.intake.labels.findings`)."""
 
     map: dict[str, str] = field(default_factory=dict)  # finding = label of the plan, or "drop" to look past it
     uncertain: str = DROP  # an image whose only findings are uncertain: "drop" or a label

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError, PolicyError
+from ghostnet.evidence import keys
+from ghostnet.exchange.secure_sum import Masks, Member, Roster, read_roster, sign_member
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.secure_sum import Masks, Member, Roster, read_roster, sign_member
 
 
 class RunMasks:
@@ -31,8 +31,8 @@ class RunMasks:
         peers: "name=public key" of every other hospital, from [policy].peers; none = trusted as first seen.
 
     Guarantee:
-        Unit: one masked message. See `ghostnet.secure_sum.Masks`; with `peers` it holds against a coordinator that
-        lies about the others' keys. Not covered: without `peers`, such a coordinator can play every other hospital.
+        Unit: one masked message. See `ghostnet.exchange.secure_sum.Masks`; with `peers` it holds against a coordinator
+        that lies about the others' keys. Not covered: without `peers`, such a coordinator can play all of the others.
     """
 
     def __init__(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.masking import known_peers
+from ghostnet.accounting.epsilon import epsilon_pld
+from ghostnet.accounting.events import Event, SharedNoiseSteps, coalition_events
+from ghostnet.accounting.plan_cost import claim, plan_events
 from ghostnet.errors import GhostNetError, PolicyError
-from ghostnet.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
-from ghostnet.privacy.accounting import epsilon_pld
-from ghostnet.privacy.claim import claim, plan_events
-from ghostnet.privacy.events import Event, SharedNoiseSteps, coalition_events
+from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 
 ANY_PLAN = ("any",)
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -73,7 +73,7 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
     """Refuses a plan that asks for more than the hospital allows.
 
     Args:
-        plan: the plan as it will run, its noise multiplier filled in (`ghostnet.privacy.claim.resolve`).
+        plan: the plan as it will run, its noise multiplier filled in (`ghostnet.accounting.plan_cost.resolve`).
         policy: the hospital's limits.
 
     Raises:
@@ -83,7 +83,7 @@ def check_plan(plan: Plan, policy: PolicySpec) -> None:
         Unit: patient, add/remove one. A plan that passes has, for each mechanism that is on, noise of at least
         min_noise_multiplier, and by PLD costs at most its own epsilon, which is at most max_epsilon. The
         plan and the limits alone decide: neither is computed from a patient.
-        Not covered: what other runs have spent (see ghostnet/privacy/ledger.py).
+        Not covered: what other runs have spent (see ghostnet/evidence/ledger.py).
     """
     refusals = [
         *_budget(plan, policy),

@@ -9,7 +9,7 @@ from safetensors.numpy import load
 
 from ghostnet.durable import sync_folder, write_durably
 from ghostnet.errors import LedgerError
-from ghostnet.weights import Arrays, to_bytes
+from ghostnet.exchange.arrays import Arrays, to_bytes
 
 
 def write_reply(path: Path, arrays: Arrays) -> str:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ghostnet import protocol, warm_start
 from ghostnet.errors import DataError
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, arrays_sha256, check_arrays, load_arrays
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.sampler_files import WEIGHTS_FILE, file_names, sha256, texts
+from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
+from ghostnet.training import warm_start
 from ghostnet.utility import classifier
-from ghostnet.weights import Arrays, arrays_sha256, check_arrays, load_arrays
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -1,8 +1,8 @@
 """The only door to a hospital's data.
 
-A `Site` answers the five requests of `ghostnet.protocol`. Each answer is charged before the first private read,
-computed by a mechanism, stored, committed to the ledger and only then returned; the same request again gets the same
-bytes, and a request that died half-way is refused for good.
+A `Site` answers the five requests of `ghostnet.exchange.protocol`. Each answer is charged before the first private
+read, computed by a mechanism, stored, committed to the ledger and only then returned; the same request again gets the
+same bytes, and a request that died half-way is refused for good.
 """
 
 from __future__ import annotations
@@ -34,24 +34,26 @@ from client.requests import (
     received_mean,
 )
 from client.secrets import load_or_create_secret
-from ghostnet import pooled, protocol, warm_start
-from ghostnet.cohort import Cohort
+from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.errors import LedgerError, SpentError
-from ghostnet.local_state import LocalState
+from ghostnet.evidence import keys
+from ghostnet.evidence.answers import run_requests
+from ghostnet.evidence.faults import RUNS_NAME
+from ghostnet.evidence.ledger import Ledger
+from ghostnet.evidence.software import installed_software
+from ghostnet.evidence.statement import Lifetime, plan_epsilons, site_statement
+from ghostnet.exchange import pooled, protocol
+from ghostnet.exchange.arrays import Arrays, join_pair, load_arrays, split_pair
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
-from ghostnet.privacy import keys, releases
-from ghostnet.privacy.answers import run_requests
-from ghostnet.privacy.claim import plan_events
-from ghostnet.privacy.ledger import Ledger
-from ghostnet.privacy.ledger_faults import RUNS_NAME
+from ghostnet.privacy import releases
 from ghostnet.privacy.noise import SystemEntropy
-from ghostnet.privacy.software import installed_software
-from ghostnet.privacy.statement import Lifetime, plan_epsilons, site_statement
 from ghostnet.progress import Progress, silent
-from ghostnet.training import train_round
+from ghostnet.training import warm_start
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import train_round
+from ghostnet.training.state import LocalState
 from ghostnet.utility import classification
-from ghostnet.weights import Arrays, join_pair, load_arrays, split_pair
 
 Answer = Callable[[], Arrays]
 

@@ -1,8 +1,8 @@
 """The coordinator's Flower app: the whole federation, top to bottom.
 
-It can only ask (see `ghostnet.protocol`); what a hospital spends is decided by the hospital. Every phase ends with a
-checkpoint, so that a run that was cut off goes on where it stopped: hospitals answer a repeated request with the same
-bytes, and are charged once.
+It can only ask (see `ghostnet.exchange.protocol`); what a hospital spends is decided by the hospital. Every phase ends
+with a checkpoint, so that a run that was cut off goes on where it stopped: hospitals answer a repeated request with the
+same bytes, and are charged once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ghostnet import protocol, transcript, warm_start
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.certificate import transcript
 from ghostnet.errors import FederationError
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, join_pair, load_arrays, split_pair, to_arrays
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
-from ghostnet.privacy import keys
-from ghostnet.privacy.claim import resolve
 from ghostnet.progress import Progress, silent
-from ghostnet.public_images import PublicImages, fit_public, load_public
+from ghostnet.training import warm_start
+from ghostnet.training.public_start import PublicImages, fit_public, load_public
 from ghostnet.utility import classification
 from ghostnet.utility.synthetic import train_on_synthetic
-from ghostnet.weights import Arrays, join_pair, load_arrays, split_pair, to_arrays
 from server.checkpoint import RELEASED, TRANSCRIPT, Checkpoint
 from server.conversation import Conversation, Hospital, from_record, to_record
 from server.pooled import train_pooled

@@ -22,18 +22,18 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
-from ghostnet import protocol
 from ghostnet.errors import RunFolderError
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.weights import Arrays
 from server.conversation import Hospital, Known, Timing, tenths
 
 RELEASED = "released"
 """Name under which the warm start's release is saved."""
 
 TRANSCRIPT = "transcript"
-"""Name under which the hospitals' last answers are saved, as they are published (`ghostnet.transcript`)."""
+"""Name under which the hospitals' last answers are saved, as they are published (`ghostnet.certificate.transcript`)."""
 
 _ROUND, _NUMBER = "round", "rounds_done"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."

@@ -18,12 +18,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from ghostnet import protocol
 from ghostnet.errors import FederationError, PlanError
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, check_arrays
+from ghostnet.exchange.secure_sum import Member
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.secure_sum import Member
-from ghostnet.weights import Arrays, check_arrays
 from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ghostnet import protocol
 from ghostnet.errors import FederationError
+from ghostnet.exchange import protocol
 from ghostnet.user_state import user_state
 
 FILE = "known_heads.sqlite"

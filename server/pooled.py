@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ghostnet import protocol, warm_start
-from ghostnet.cohort import Cohort
 from ghostnet.errors import FederationError
-from ghostnet.local_state import LocalState
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, check_arrays, load_arrays, to_arrays
+from ghostnet.exchange.pooled import total_gradient, trained_parameters
+from ghostnet.exchange.secure_sum import Roster, make_roster, read_roster, sum_modulo
 from ghostnet.plan import Plan
-from ghostnet.pooled import total_gradient, trained_parameters
 from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.progress import Progress
-from ghostnet.secure_sum import Roster, make_roster, read_roster, sum_modulo
-from ghostnet.training import train_round
-from ghostnet.weights import Arrays, check_arrays, load_arrays, to_arrays
+from ghostnet.training import warm_start
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import train_round
+from ghostnet.training.state import LocalState
 from server.checkpoint import Checkpoint, write_arrays
 from server.conversation import Conversation, Timing, read_arrays
 

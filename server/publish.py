@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ghostnet.accounting.plan_cost import Claim, claim
+from ghostnet.certificate import certificate
 from ghostnet.errors import VerifyError
+from ghostnet.evidence import keys
+from ghostnet.evidence.statement import not_covered
+from ghostnet.exchange.arrays import arrays_sha256, to_arrays
 from ghostnet.plan import Plan
-from ghostnet.privacy import certificate, keys
-from ghostnet.privacy.claim import Claim, claim
-from ghostnet.privacy.statement import not_covered
 from ghostnet.progress import Progress
 from ghostnet.report.html import draw_figures, write_report
-from ghostnet.sampler import Sampler, write_sampler
-from ghostnet.sampler_files import CERTIFICATE_FILE, WEIGHTS_FILE
+from ghostnet.sampler.folder import CERTIFICATE_FILE, WEIGHTS_FILE
+from ghostnet.sampler.sampler import Sampler
+from ghostnet.sampler.write import write_sampler
 from ghostnet.utility import classification
-from ghostnet.weights import arrays_sha256, to_arrays
 from server.checkpoint import Checkpoint
 from server.conversation import Hospital, Timing, tenths
 

@@ -1,8 +1,8 @@
 """How the coordinator combines the weights that hospitals return: a Flower strategy behind one set of checks.
 
 Nothing that arrives is trusted: names, shapes, types and finiteness are checked before anything is combined, and a
-hospital's weight comes from the plan, never from its reply. The formulas are in `ghostnet.combining`, which whoever
-verifies a sampler runs again.
+hospital's weight comes from the plan, never from its reply. The formulas are in `ghostnet.exchange.combining`, which
+whoever verifies a sampler runs again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from ghostnet import protocol
-from ghostnet.combining import combine
+from ghostnet.certificate.transcript import round_record
 from ghostnet.errors import FederationError
-from ghostnet.federation import FederationSpec
-from ghostnet.transcript import round_record
-from ghostnet.weights import Arrays, check_arrays
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, check_arrays
+from ghostnet.exchange.combining import combine
+from ghostnet.plan.federation import FederationSpec
 from server.conversation import Conversation, from_record, to_record
 
 
@@ -36,7 +36,7 @@ class CombinedRound:
     moments: Arrays  # of the server's optimiser, before the round
 
     def recorded(self, before: Arrays, federation: FederationSpec) -> Arrays:
-        """The transcript that this round leaves (`ghostnet.transcript`)."""
+        """The transcript that this round leaves (`ghostnet.certificate.transcript`)."""
         return round_record(
             before,
             self.answers,

@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from ghostnet.cohort import Cohort
 from ghostnet.plan import Architecture, Plan
+from ghostnet.training.cohort import Cohort
 from tests.plans import tiny_plan, tiny_plan_text
 
 ARCHITECTURES: tuple[Architecture, ...] = ("dcgan", "wgan", "wgan-gp", "stylegan", "keras28")

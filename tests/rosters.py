@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from client.site import Site
+from ghostnet.exchange.secure_sum import Member, Roster, make_roster
 from ghostnet.plan import Plan
-from ghostnet.secure_sum import Member, Roster, make_roster
 
 
 def join_all(sites: Sequence[Site], plan: Plan, run_id: str) -> Roster:

@@ -13,20 +13,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import client
 from client.requests import Publication
-from ghostnet import transcript, warm_start
-from ghostnet.combining import combine
+from ghostnet.certificate import transcript
+from ghostnet.certificate.certificate import build_certificate, write_certificate
+from ghostnet.evidence import keys
+from ghostnet.evidence.answers import run_requests
+from ghostnet.evidence.software import installed_software
+from ghostnet.evidence.statement import Lifetime, SiteStatement, plan_epsilons, site_statement
+from ghostnet.exchange.arrays import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
+from ghostnet.exchange.combining import combine
+from ghostnet.exchange.secure_sum import hospitals_sha256
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.privacy.answers import run_requests
-from ghostnet.privacy.certificate import build_certificate, write_certificate
-from ghostnet.privacy.software import installed_software
-from ghostnet.privacy.statement import Lifetime, SiteStatement, plan_epsilons, site_statement
-from ghostnet.privacy.unit import protects
-from ghostnet.sampler import write_sampler
-from ghostnet.sampler_files import WEIGHTS_FILE, file_names, sha256, texts
-from ghostnet.secure_sum import hospitals_sha256
-from ghostnet.weights import Arrays, arrays_sha256, join_pair, load_arrays, split_pair
+from ghostnet.plan.unit import protects
+from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
+from ghostnet.sampler.write import write_sampler
+from ghostnet.training import warm_start
 
 RUN = "ab" * 16
 SERVER = Ed25519PrivateKey.generate()

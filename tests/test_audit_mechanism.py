@@ -17,6 +17,7 @@ import pytest
 from scipy.special import expit
 
 from client.audited import HOSPITAL
+from ghostnet.accounting.epsilon import PoissonGaussianSteps
 from ghostnet.audit import bounds
 from ghostnet.audit.bounds import Guesses
 from ghostnet.audit.canary_checks import check_noise_of_run, check_power, claimed_tradeoff, log_likelihood_ratios
@@ -24,7 +25,6 @@ from ghostnet.audit.every_release import Build
 from ghostnet.audit.mechanism import MechanismAudit, Profile, audit_loop, audit_mechanism
 from ghostnet.cli import main as command_line
 from ghostnet.errors import AuditError
-from ghostnet.privacy.accounting import PoissonGaussianSteps
 from tests.entropy import SeededEntropy
 from tests.planted import audit_builds
 from tests.planted.audit_builds import BUILDS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import usefulness
+from ghostnet.accounting.plan_cost import claim, resolve
 from ghostnet.plan import plan_from_dict
-from ghostnet.privacy.claim import claim, resolve
 
 ROWS = usefulness.read_rows()
 

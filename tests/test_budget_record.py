@@ -19,20 +19,20 @@ from typer.testing import CliRunner
 from client.audited import HOSPITAL
 from client.config import load_site
 from client.site import Site
+from ghostnet.accounting.epsilon import epsilon_pld, epsilon_rdp
+from ghostnet.accounting.events import coalition_events
+from ghostnet.accounting.plan_cost import claim, plan_events, resolve
 from ghostnet.audit.mechanism import audit_loop
 from ghostnet.audit.result import read_result
 from ghostnet.cli.main import app
 from ghostnet.errors import AuditError
+from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Plan
-from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
-from ghostnet.privacy.claim import claim, plan_events, resolve
-from ghostnet.privacy.events import coalition_events
-from ghostnet.privacy.ledger import verify_ledger
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan, write_striped_npz
 from tests.planted.audit_builds import BUILDS
+from tests.simulation.test_simulate import ghostnet
 from tests.test_audit_mechanism import SMALL
-from tests.test_simulate import ghostnet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

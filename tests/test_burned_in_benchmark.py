@@ -10,7 +10,7 @@ from benchmarks import burned_in
 from benchmarks.burned_in import folder, score, synthetic
 from client.deidentify.burned_in import Blanked
 from client.deidentify.text_detector import Box
-from tests.client.dicom_files import dicom, picture, save
+from tests.client.intake.dicom_files import dicom, picture, save
 
 
 def scores(monkeypatch: pytest.MonkeyPatch, *boxes: Box, clean: bool = True) -> list[burned_in.Score]:

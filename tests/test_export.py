@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ghostnet.durable import new_folder, replace_file
 from ghostnet.errors import DataError, RunFolderError
 from ghostnet.export import images as images_module
 from ghostnet.export.images import write_images
-from ghostnet.export.whole import new_folder, replace_file
 from ghostnet.models import build_generator
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, Plan, PrivacySpec
-from ghostnet.sampler import Sampler, to_uint8, write_sampler
+from ghostnet.sampler.pixels import to_uint8
+from ghostnet.sampler.sampler import Sampler
+from ghostnet.sampler.write import write_sampler
 
 N = 5
 FORMATS = ("png", "npz", "dicom", "nifti")

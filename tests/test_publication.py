@@ -12,14 +12,15 @@ import torch
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from ghostnet import protocol, warm_start
+from ghostnet.certificate.certificate import verify_sampler
 from ghostnet.cli.main import app
 from ghostnet.errors import DataError, PlanError
+from ghostnet.exchange import protocol
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan, load_plan, plan_from_dict
-from ghostnet.privacy.certificate import verify_sampler
-from ghostnet.public_images import fit_public, load_public
-from ghostnet.sampler import Sampler
+from ghostnet.sampler.sampler import Sampler
+from ghostnet.training import warm_start
+from ghostnet.training.public_start import fit_public, load_public
 from tests.plans import tiny_plan, tiny_plan_text
 from tests.samplers import keys_of
 

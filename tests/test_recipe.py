@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ghostnet import training
-from ghostnet.local_state import LocalState
-from ghostnet.losses import InputPenalty, fakes_penalty, input_penalty
 from ghostnet.models import build_discriminator
 from ghostnet.models.wgan import clip_weights
 from ghostnet.privacy.mechanism import PatientGradients
-from ghostnet.privacy.penalised import PenalisedGradients
-from ghostnet.training import patient_gradients, step_discriminator, train_round
+from ghostnet.privacy.penalised import InputPenalty, PenalisedGradients
+from ghostnet.training import loop
+from ghostnet.training.loop import patient_gradients, step_discriminator, train_round
+from ghostnet.training.losses import fakes_penalty, input_penalty
+from ghostnet.training.state import LocalState
 from tests.entropy import SeededEntropy
 from tests.networks import ARCHITECTURES, network_plan, plan_cohort
 
@@ -132,9 +132,9 @@ def test_an_adaptive_n_d_stays_between_its_least_and_its_most(monkeypatch, accur
     with torch.no_grad():  # a discriminator that calls everything real, and is never right about fakes
         for parameter in state.discriminator.parameters():
             parameter.zero_()
-    monkeypatch.setattr(training, "step_discriminator", lambda *_: None)
-    moved = training._move_average
-    monkeypatch.setattr(training, "_move_average", lambda *a: (seen.append(1), moved(*a)))
+    monkeypatch.setattr(loop, "step_discriminator", lambda *_: None)
+    moved = loop._move_average
+    monkeypatch.setattr(loop, "_move_average", lambda *a: (seen.append(1), moved(*a)))
     run(plan, steps=20, state=state)
     assert len(seen) == 20 // every
 
@@ -145,7 +145,7 @@ def test_an_adaptive_n_d_asks_about_fakes_alone(monkeypatch):
     plan = adaptive(0.6)
     for data in (plan_cohort(plan), plan_cohort(plan, patients=3, seed=5)):
         steps, seen = iter(range(100)), []
-        due = training._generator_is_due
+        due = loop._generator_is_due
 
         def watched(network, images, labels, plan, *, step, waited, due=due, seen=seen):
             result = due(network, images, labels, plan, step=step, waited=waited)
@@ -153,7 +153,7 @@ def test_an_adaptive_n_d_asks_about_fakes_alone(monkeypatch):
             return result
 
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_generator_is_due", watched)
+            patch.setattr(loop, "_generator_is_due", watched)
             state = LocalState(plan)
             train_round(
                 state.generator, state.discriminator, state.optimizers, data, plan,

@@ -18,9 +18,10 @@ from PIL import Image
 
 from ghostnet.models import build_generator
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, Plan, PrivacySpec
-from ghostnet.privacy.unit import unit_facts
+from ghostnet.plan.unit import unit_facts
 from ghostnet.report.html import ReportFigures, draw_figures, render_page, write_report
-from ghostnet.sampler import Sampler, write_sampler
+from ghostnet.sampler.sampler import Sampler
+from ghostnet.sampler.write import write_sampler
 from ghostnet.utility.classification import figures
 
 PLAN = Plan(

@@ -16,18 +16,18 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from client.config import Kind, SiteConfig, load_site
-from client.intake.quarantine import EXPLAINED, Code
-from client.intake.rows import SourceCounts
-from client.intake.table import IntakeTable
+from client.intake.images import SourceCounts
+from client.intake.summary import IntakeTable
+from client.quarantine import EXPLAINED, Code
 from ghostnet.cli.site import app
 from ghostnet.cli.site_init import kind_of, write_site
 from ghostnet.cli.site_table import intake_view, next_steps
 from ghostnet.cli.site_template import ALL, KEYS, TABLES, config_keys, site_text
 from ghostnet.errors import SiteError
-from tests.client.dicom_files import write_hospital
-from tests.client.dicom_files import write_site as write_plain_site
+from tests.client.intake.dicom_files import write_hospital
+from tests.client.intake.dicom_files import write_site as write_plain_site
 from tests.plans import tiny_plan_text
-from tests.test_simulate import ghostnet
+from tests.simulation.test_simulate import ghostnet
 
 NEEDED: dict[str, dict[str, object]] = {
     "dicom": {"data.path": "images", "data.labels": "labels.csv"},

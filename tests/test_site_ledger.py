@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 from client.config import load_site
 from client.prepared import FILE, KEY_FILE, prepared_elsewhere
 from client.site import Site
+from ghostnet.accounting.plan_cost import claim, resolve
 from ghostnet.cli.main import app
 from ghostnet.errors import LedgerError, SiteError
+from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Plan
-from ghostnet.privacy.claim import claim, resolve
-from ghostnet.privacy.ledger import verify_ledger
-from tests.client.dicom_files import write_hospital
-from tests.client.dicom_files import write_site as write_dicom_site
+from tests.client.intake.dicom_files import write_hospital
+from tests.client.intake.dicom_files import write_site as write_dicom_site
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
-from tests.test_simulate import ghostnet
+from tests.simulation.test_simulate import ghostnet
 
 SITE = """
 name = "north"

@@ -9,27 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from client.intake.quarantine import Code, Refused
+from client.modalities import MODALITIES, Modality
+from client.quarantine import Code, Refused
 
 if TYPE_CHECKING:  # the parent process reads records, never files: it has no use for pydicom
     from pydicom.dataset import Dataset
 
-Modality = Literal[
-    "CR", "DX", "MG", "IO", "CT", "MR", "PT", "NM", "XA", "RF", "US", "SC", "OT", "XC", "OP", "OPT", "ES", "GM", "DMS"
-]
-"""What may be taken in (PS3.3 section C.7.3.1.1.1); `SOP_CLASSES` says as which objects. "SC" stands for every
-secondary capture object, whatever modality it claims; "OT" and the rest are also for pictures and NIfTI files, whose
-modality site.toml gives."""
-
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-
-HELD: tuple[Modality, ...] = ("US", "SC", "OT")
-"""The usual carriers of text in the pixels: a person looks first, unless site.toml says otherwise."""
-
-BurnedIn = Literal["blank", "quarantine", "trust"]
-"""What is done about text in the pixels."""
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.deidentify.text_detector import Box
-from client.intake.quarantine import Code, Refused
+from client.quarantine import Code, Refused
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.deidentify.headers import FORMATS, MODALITIES, PHOTOMETRICS, TRANSFER_SYNTAXES, VIEW_POSITIONS, HeaderRecord
-from client.intake.frames import LONGEST_IDENTIFIER, SHORTEST_IDENTIFIER, bounded
+from client.deidentify.headers import FORMATS, PHOTOMETRICS, TRANSFER_SYNTAXES, VIEW_POSITIONS, HeaderRecord
+from client.modalities import MODALITIES
 
 if TYPE_CHECKING:  # the parent process searches artefacts, never files: it has no use for pydicom
     from pydicom.dataset import Dataset
+
+SHORTEST_IDENTIFIER = 5  # bytes (in UTF-8: two Chinese characters have 6); shorter texts are in any file by chance
+LONGEST_IDENTIFIER = 64  # characters; a longer text that survived would survive with its beginning
+MOST_IDENTIFIERS = 4096
 
 _ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
 # The character sets of DICOM (PS3.3 section C.12.1.1.2) in which a text that is not ASCII has other bytes.
@@ -220,3 +224,19 @@ def _pieces(text: str) -> Iterator[str]:
 def _readable(value: bytes) -> Iterator[str]:
     for run in _READABLE.findall(value[:_MOST_BINARY])[:_MOST_PIECES]:
         yield from _pieces(run.decode("ascii"))
+
+
+def bounded(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts of a header as `Source.identifiers`: no short ones, none twice, the beginnings of long ones, not too many.
+
+    Args:
+        texts: SENSITIVE: values as they were read; surrounding padding does not count.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        stripped = text.strip(" \t\r\n\0")
+        if len(stripped.encode("utf-8", "replace")) >= SHORTEST_IDENTIFIER:
+            found[stripped[:LONGEST_IDENTIFIER]] = None
+            if len(found) == MOST_IDENTIFIERS:
+                break
+    return tuple(found)

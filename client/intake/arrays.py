@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from client.config import SiteConfig
 from client.deidentify.pseudonyms import patient_key
-from client.intake.npz import NpzData, read_npz
-from client.intake.quarantine import Code
-from client.intake.rows import Row, Rows
+from client.intake.images import Row, Rows
+from client.intake.readers.npz import NpzData, read_npz
 from client.preprocess import preprocess, preprocess_mask
+from client.quarantine import Code
 from ghostnet.errors import DataError
 from ghostnet.plan import ImageSpec
 from ghostnet.progress import Progress

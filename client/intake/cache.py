@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from client.deidentify.headers import HeaderRecord, record_from_dict
 from client.deidentify.survivors import survivors
-from client.intake.quarantine import TRANSIENT, Code, Refused
+from client.quarantine import TRANSIENT, Code, Refused
 
 _SUFFIX = ".safetensors"
 _MOST_RULES = 8  # sets of rules whose entries are kept: some plans in turn, not every version of this code

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from client.intake.decode import list_dicomdirs
+from client.intake.sandbox.pool import list_dicomdirs
 from client.intake.task import Limits
 
 NAME = "DICOMDIR"

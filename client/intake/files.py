@@ -15,32 +15,17 @@ from typing import Literal, TypeVar
 import client
 from client.deidentify.pseudonyms import content_key, patient_key
 from client.intake.cache import Cache, Entry, entry_key
-from client.intake.decode import Outcome, prepare_files, usable_cores
-from client.intake.quarantine import Code
+from client.intake.sandbox.pool import Outcome, prepare_files, usable_cores
 from client.intake.task import Limits, Settings, Task
+from client.quarantine import Code
 from ghostnet.progress import Progress
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_SHAPING_CODE = ("preprocess.py", "deidentify/*.py", "intake/*.py")
-# A new module counts as one that shapes entries until it is named here.
-_NOT_SHAPING = (
-    *("sources.py", "layouts.py", "findings.py", "pairing.py", "boxes.py", "annotations.py", "arrays.py", "npz.py"),
-    *(
-        "rows.py",
-        "table.py",
-        "withdrawn.py",
-        "retrieval.py",
-        "dicomweb.py",
-        "dimse.py",
-        "dimse_desk.py",
-        "pacs.py",
-        "pacs_config.py",
-    ),
-    *("pacs_faults.py", "pacs_files.py", "pacs_worker.py", "process.py"),
-    "unit.py",
-    "delimited.py",  # what a table says and an entry depends on is in the entry's key
+_SHAPING_CODE = (  # files and whole folders, sub-folders too
+    *("preprocess.py", "modalities.py", "quarantine.py", "deidentify", "intake/readers", "intake/sandbox"),
+    *("intake/cache.py", "intake/task.py", "intake/patient_id.py"),
 )
 _SHAPING_LIBRARIES = (
     *("pydicom", "numpy", "opencv-python-headless", "scikit-image", "python-gdcm", "pyjpegls", "pillow", "nibabel"),
@@ -212,13 +197,22 @@ def _rules(settings: Settings) -> str:
 @once
 def _code_version() -> str:
     """Changes with any line of the code that shapes an entry, and with the libraries under it."""
-    digest, here = hashlib.sha256(), Path(str(client.__file__)).parent
-    for pattern in _SHAPING_CODE:
-        for path in sorted(here.glob(pattern)):
-            digest.update(path.read_bytes() if path.name not in _NOT_SHAPING else b"")
+    digest = hashlib.sha256()
+    for path in shaping_files(Path(str(client.__file__)).parent):
+        digest.update(path.read_bytes())
     for library in _SHAPING_LIBRARIES:
         try:
             digest.update(f"{library} {metadata.version(library)};".encode())
         except metadata.PackageNotFoundError:
             digest.update(f"{library} none;".encode())
     return digest.hexdigest()
+
+
+def shaping_files(here: Path) -> list[Path]:
+    """The modules of the hospital's package that shape an entry, in a fixed order.
+
+    Args:
+        here: the folder of the package `client`.
+    """
+    found = [module for name in _SHAPING_CODE for module in ((here / name), *(here / name).rglob("*.py"))]
+    return sorted(module for module in found if module.is_file())

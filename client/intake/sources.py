@@ -10,26 +10,26 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.approvals import read_approvals, shown_rules, with_approval
 from client.config import Kind, SiteConfig
 from client.deidentify.pseudonyms import patient_key
-from client.intake.annotations import Annotation, Annotations, boxes_without_image, shared_names
+from client.intake.approvals import read_approvals, shown_rules, with_approval
 from client.intake.arrays import array_rows
-from client.intake.boxes import Boxes, read_boxes
 from client.intake.cache import Entry
 from client.intake.dicomdir import Contents, read_contents
 from client.intake.files import Job, file_digest, prepare_jobs, with_digests
-from client.intake.findings import check_rules, known_findings, plan_label
 from client.intake.folder import find_files, has_signature
-from client.intake.layouts import FINDINGS, ImageLine, Wanted, read_layout
-from client.intake.pacs import Fetched, fetch_studies
-from client.intake.pacs_files import Withdrawn
-from client.intake.pairing import Pair, Pairs, is_mask, mask_names, pair
-from client.intake.quarantine import Code
-from client.intake.rows import Row, Rows, SourceCounts
+from client.intake.images import Row, Rows, SourceCounts
+from client.intake.labels.annotations import Annotation, Annotations, boxes_without_image, shared_names
+from client.intake.labels.boxes import Boxes, read_boxes
+from client.intake.labels.findings import check_rules, known_findings, plan_label
+from client.intake.labels.layouts import FINDINGS, ImageLine, Wanted, read_layout
+from client.intake.labels.pairing import Pair, Pairs, is_mask, mask_names, pair
+from client.intake.pacs.fetch import Fetched, fetch_studies
+from client.intake.pacs.store import Withdrawn
 from client.intake.task import Format, Limits, Settings, Task
 from client.intake.unit import data_unit
 from client.intake.withdrawn import read_withdrawn
+from client.quarantine import Code
 from ghostnet.errors import SiteError
 from ghostnet.plan import ImageSpec, Unit
 from ghostnet.progress import Progress

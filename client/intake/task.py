@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from client.deidentify.headers import BurnedIn, HeaderRecord, Modality
+from client.deidentify.headers import HeaderRecord
+from client.modalities import BurnedIn, Modality
 from ghostnet.plan import ImageSpec
 
 Format = Literal["dicom", "picture", "nifti"]

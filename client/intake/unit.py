@@ -11,9 +11,9 @@ from __future__ import annotations
 import csv
 
 from client.config import SiteConfig
-from client.intake.delimited import read_header
-from client.intake.layouts import unreadable_table
-from client.intake.npz import has_patients
+from client.intake.labels.csv_lines import read_header
+from client.intake.labels.layouts import unreadable_table
+from client.intake.readers.npz import has_patients
 from ghostnet.plan import Unit
 
 

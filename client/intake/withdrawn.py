@@ -14,8 +14,8 @@ from pathlib import Path
 
 from client.deidentify.pseudonyms import patient_key
 from client.intake.cache import write_private
-from client.intake.decode import read_patients
-from client.intake.pacs_files import COMPLETE, SUFFIX, Withdrawn, is_uid, keyed_uid
+from client.intake.pacs.store import COMPLETE, SUFFIX, Withdrawn, is_uid, keyed_uid
+from client.intake.sandbox.pool import read_patients
 from client.intake.task import Limits
 from ghostnet.errors import SiteError
 

@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghostnet.accounting.events import Event, GaussianRelease, SharedNoiseSteps
 from ghostnet.audit.findings import Finding
 from ghostnet.errors import AuditError
 from ghostnet.models import build_discriminator
-from ghostnet.perceptual import embed
 from ghostnet.plan import Plan
-from ghostnet.privacy.events import Event, GaussianRelease, SharedNoiseSteps
 from ghostnet.privacy.noise import RESERVE, Entropy
+from ghostnet.training.perceptual import embed
+from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility.classification import cell_count
-from ghostnet.warm_start import embedding_size
 
 Draws = dict[float, int]
 """Fractional part, in [0.5, 1), of the standard deviation in powers of two -> numbers of noise drawn."""

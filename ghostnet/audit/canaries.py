@@ -6,7 +6,7 @@ into C e_i. What a step releases at coordinate i is then N(0, (sigma C)^2) for a
 more for one that is in. No canary meets another, and nothing tells more about one patient than this.
 
 The step under audit is the hospital's own loop, called as the hospital calls it; an optimiser that takes notes sees
-what it releases. All images are drawn (`ghostnet.phantom`); an audit touches no patient.
+what it releases. All images are drawn (`ghostnet.training.phantom`); an audit touches no patient.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghostnet import phantom
-from ghostnet.cohort import Cohort
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import (
     FederationSpec,
@@ -36,7 +34,9 @@ from ghostnet.plan import (
 from ghostnet.privacy.layers import row_independent
 from ghostnet.privacy.noise import Entropy
 from ghostnet.progress import Progress, silent
-from ghostnet.training import AddNoise, Optimizers
+from ghostnet.training import phantom
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import AddNoise, Optimizers
 
 OVERSHOOT = 10.0  # K over C; at K <= C a step that forgets to clip would pass
 SIZE = 28
@@ -44,7 +44,7 @@ CLASSES = phantom.LABELS
 
 
 class TrainRound(Protocol):
-    """The hospital's loop of private steps; `ghostnet.training.train_round` is the one that hospitals run."""
+    """The hospital's loop of private steps; `ghostnet.training.loop.train_round` is the one that hospitals run."""
 
     def __call__(
         self,
@@ -61,7 +61,7 @@ class TrainRound(Protocol):
         progress: Progress = silent,
         add_noise: AddNoise | None = None,
     ) -> None:
-        """See `ghostnet.training.train_round`."""
+        """See `ghostnet.training.loop.train_round`."""
         ...
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from numpy.typing import NDArray
 
+from ghostnet.accounting.epsilon import PoissonGaussianSteps
 from ghostnet.audit.bounds import LowerBounds, Tradeoff, tradeoff_from_profile
 from ghostnet.audit.conformance import FALSE_ALARM
 from ghostnet.audit.findings import Finding
-from ghostnet.privacy.accounting import PoissonGaussianSteps
 
 _ERRORS = 5.0
 BOUNDS_FALSE_ALARM = 1e-3  # of each check of the lower bounds, from the spread of a correct step's (docs/results.md)

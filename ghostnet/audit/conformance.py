@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import ClippedSumStep, StepInput
-from ghostnet.cohort import Cohort
+from ghostnet.privacy.mechanism import RowLoss
 from ghostnet.privacy.noise import Entropy
+from ghostnet.training.cohort import Cohort
 
 NoisedSumStep = Callable[[StepInput, float, float, Entropy], Tensor]
 """(what the step reads, clip_norm, noise_multiplier, entropy) -> the noised sum, flat (d,)."""
@@ -25,7 +26,6 @@ NoisedSumStep = Callable[[StepInput, float, float, Entropy], Tensor]
 PatientSampler = Callable[[int, float, int, Entropy], Sequence[Tensor]]
 """(patients, sampling_rate, steps, entropy) -> the sampled patients of each step."""
 
-RowLoss = Callable[[Tensor, Tensor], Tensor]
 PublicValues = Callable[[Cohort], Mapping[str, object]]
 """Whatever a hospital tells, or lets the released sum depend on, beside the sum itself."""
 

@@ -19,10 +19,10 @@ from ghostnet.audit.canaries import NoEntropy
 from ghostnet.audit.crafted import crafted_weights
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.kinds import StepSum, chosen
-from ghostnet.cohort import Cohort
 from ghostnet.models import build_discriminator
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
+from ghostnet.training.cohort import Cohort
 
 TOLERANCE = 1e-5  # of one patient's norm: float32 rounding of a released sum
 CLIP_NORMS = (0.01, 0.3, 30.0)  # at the least every patient is clipped, at the largest none

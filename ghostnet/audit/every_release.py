@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghostnet import pooled
 from ghostnet.audit import canaries
 from ghostnet.audit.canaries import CoinsWithoutNoise, FixedFakes, NoEntropy, TrainRound, released_sums
 from ghostnet.audit.canary_checks import check_contribution
@@ -43,6 +42,7 @@ from ghostnet.audit.releases import (
     releases_of,
 )
 from ghostnet.errors import AuditError
+from ghostnet.exchange import pooled
 from ghostnet.models import build_discriminator
 from ghostnet.plan import Plan
 from ghostnet.privacy.noise import Entropy, SystemEntropy, from_grid

@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ghostnet import protocol
-from ghostnet.cohort import Cohort
+from ghostnet.accounting.events import Event, event_from_dict
+from ghostnet.evidence.ledger import verify_ledger
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import Arrays, join_pair, to_arrays
+from ghostnet.exchange.pooled import trained_parameters
+from ghostnet.exchange.secure_sum import Member, make_roster
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
-from ghostnet.pooled import trained_parameters
-from ghostnet.privacy.events import Event, event_from_dict
-from ghostnet.privacy.ledger import verify_ledger
 from ghostnet.privacy.noise import Entropy
-from ghostnet.secure_sum import Member, make_roster
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility.classification import cell_count
 from ghostnet.utility.classifier import build_classifier
-from ghostnet.warm_start import embedding_size
-from ghostnet.weights import Arrays, join_pair, to_arrays
 
 LEDGER = "ledger.sqlite"  # in a hospital's folder
 

@@ -13,13 +13,14 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from ghostnet import pooled
 from ghostnet.audit.canaries import FixedFakes, TrainRound, idle_optimizers
-from ghostnet.cohort import Cohort
-from ghostnet.combinations import SIZES, check_networks, penalty_place
 from ghostnet.errors import AuditError, PlanError
+from ghostnet.exchange import pooled
 from ghostnet.plan import Architecture, FederationSpec, GradientPenalty, Loss, Norm, Plan
+from ghostnet.plan.compatibility import SIZES, check_networks
+from ghostnet.plan.spec import penalty_place
 from ghostnet.privacy.noise import Entropy, from_grid
+from ghostnet.training.cohort import Cohort
 
 WIDTH = 4  # of both networks: what is audited is the code, and layers of any width run the same
 POOLED_HOSPITALS = 3
@@ -30,7 +31,7 @@ StepSum = Callable[[Plan, nn.Module, Cohort, Entropy], Tensor]
 """(plan, discriminator, cohort, entropy) -> one step's sum, flat float64 (d,), in the clip norm's unit."""
 
 NoisedShare = Callable[..., object]
-"""`ghostnet.pooled.noised_share`: what a hospital computes of a pooled step."""
+"""`ghostnet.exchange.pooled.noised_share`: what a hospital computes of a pooled step."""
 
 
 def step_kinds(base: Plan) -> dict[str, Plan]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostnet.accounting.composition import compose
+from ghostnet.accounting.epsilon import Event, event_from_dict, event_to_dict
+from ghostnet.evidence.chain import Entry
+from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Unit
-from ghostnet.privacy.accounting import Event, event_from_dict, event_to_dict
-from ghostnet.privacy.chain import Entry
-from ghostnet.privacy.composition import compose
-from ghostnet.privacy.ledger import verify_ledger
-from ghostnet.privacy.unit import adjacency, lifetime_protects, lifetime_unit
+from ghostnet.plan.unit import adjacency, lifetime_protects, lifetime_unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghostnet.accounting.epsilon import epsilon_pld, epsilon_rdp
+from ghostnet.accounting.events import PoissonGaussianSteps
 from ghostnet.audit import canaries
 from ghostnet.audit.bounds import LowerBounds, lower_bounds
 from ghostnet.audit.canaries import CoinsWithoutNoise, FixedFakes, NoEntropy
@@ -40,14 +42,12 @@ from ghostnet.audit.conformance import FALSE_ALARM, check_noise_scale, check_poi
 from ghostnet.audit.every_release import Build, check_every_release
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
-from ghostnet.cohort import Cohort
 from ghostnet.errors import AuditError
 from ghostnet.plan import Plan
-from ghostnet.privacy.accounting import epsilon_pld, epsilon_rdp
-from ghostnet.privacy.events import PoissonGaussianSteps
+from ghostnet.plan.unit import unit_facts
 from ghostnet.privacy.noise import Entropy, SystemEntropy
-from ghostnet.privacy.unit import unit_facts
 from ghostnet.progress import Progress, silent
+from ghostnet.training.cohort import Cohort
 
 _PAIRS = 32  # of steps; 8 numbers, the smallest parameter, then give 256 values of noise
 _ERRORS_OF_VARIANCE = 6.5  # without noise it would be 11; a chi-square has a longer tail than a Gaussian

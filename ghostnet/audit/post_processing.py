@@ -14,11 +14,11 @@ from ghostnet.audit.canaries import TrainRound, idle_optimizers
 from ghostnet.audit.contributions import drawn_cohort
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.kinds import chosen
-from ghostnet.cohort import Cohort
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
 from ghostnet.privacy.noise import Entropy
-from ghostnet.training import Optimizers
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import Optimizers
 
 _STEPS = 6
 _SIZES = (1, 2, 1, 3, 1, 2)  # images of each patient

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from ghostnet import pooled, protocol
+from ghostnet.accounting.events import Event
 from ghostnet.audit.accounted import NotedEntropy, accounted_draws, check_draws
 from ghostnet.audit.canaries import NoEntropy
 from ghostnet.audit.contributions import SEEN, TOLERANCE, Moves, cohorts, drawn_cohort, parts_of
@@ -34,14 +34,14 @@ from ghostnet.audit.hospitals import (
     warm_start_of,
 )
 from ghostnet.audit.kinds import as_pooled, chosen
-from ghostnet.cohort import Cohort
-from ghostnet.federation import Share
+from ghostnet.exchange import pooled, protocol
+from ghostnet.exchange.secure_sum import sum_modulo
 from ghostnet.models import build_discriminator
 from ghostnet.plan import LEAST_BANDWIDTH, Plan
-from ghostnet.privacy.events import Event
+from ghostnet.plan.federation import Share
 from ghostnet.privacy.noise import Entropy, SystemEntropy, from_grid
 from ghostnet.progress import Progress, silent
-from ghostnet.secure_sum import sum_modulo
+from ghostnet.training.cohort import Cohort
 from ghostnet.utility.classifier import build_classifier
 
 WIDE_LABELS = 8  # with the most features that a hospital takes, a release is longer than any chunk of the noise
@@ -55,7 +55,7 @@ RUN_SIZES = (1, 2, 3, *(1,) * 60)  # patients enough to be seen through the nois
 PlanEvents = Callable[[Plan], Sequence[Event]]
 
 NoisedFeatures = Callable[[nn.Module, Cohort, Plan, Entropy], Tensor]
-"""`ghostnet.perceptual.noised_features`."""
+"""`ghostnet.training.perceptual.noised_features`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,11 @@ errors = Console(stderr=True)
 results = Console()
 
 
+def notice(text: str) -> None:
+    """Tells a person something on stderr, on as many lines as the terminal makes of it."""
+    errors.print(text, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def progress_bars(*, plain: bool | None = None) -> Iterator[Progress]:
     """Shows one bar a phase on stderr while the block runs.

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ghostnet.cli.console import errors, progress_bars
-from ghostnet.cli.demo_data import write_hospitals
-from ghostnet.cli.simulate import Engine, run, tell
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.cli.console import errors, notice, progress_bars
+from ghostnet.cli.simulate import tell
 from ghostnet.plan import load_plan
-from ghostnet.privacy.claim import resolve
+from ghostnet.simulation.demo_hospitals import write_hospitals
+from ghostnet.simulation.run import Engine, run
 from server.checkpoint import check_free
 
 DEMO_PLAN = """\
@@ -79,7 +80,19 @@ def demo(
         sites = sorted((out / "sites").glob("*/site.toml")) or write_hospitals(out, progress=progress)
         plan_file = out / "sites" / "plan.toml"
         plan_file.write_text(DEMO_PLAN)
-        run(plan_file, resolve(load_plan(plan_file)), out, sites, None, 0, "iid", Engine.EMBEDDED, resume, progress)
+        run(
+            plan_file,
+            resolve(load_plan(plan_file)),
+            out,
+            sites,
+            None,
+            0,
+            "iid",
+            Engine.EMBEDDED,
+            resume,
+            progress,
+            notice,
+        )
     tell(out, as_json=False)
     known = " ".join(f'--key "$(ghostnet site key {site})"' for site in sites)  # each hospital prints its own
     errors.print(f"check the certificate: ghostnet verify {out / 'sampler'} {known}", highlight=False, soft_wrap=True)

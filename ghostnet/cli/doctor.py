@@ -14,7 +14,7 @@ import torch
 import typer
 
 from client.deidentify.profile import EDITION, ROWS, check_allow_list
-from client.intake.confinement import workers_have_no_network
+from client.intake.sandbox.confinement import workers_have_no_network
 from ghostnet.cli.console import results
 from ghostnet.errors import GhostNetError, MissingDependencyError
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ghostnet import warm_start
+from ghostnet.accounting.epsilon import event_to_dict
+from ghostnet.accounting.plan_cost import claim, plan_events, resolve
 from ghostnet.cli.console import results
 from ghostnet.cli.suggest import suggest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
-from ghostnet.privacy.accounting import event_to_dict
-from ghostnet.privacy.claim import claim, plan_events, resolve
+from ghostnet.training import warm_start
 
 app = typer.Typer(help="Check what a plan promises and costs.", no_args_is_help=True)
 

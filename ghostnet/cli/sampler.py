@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from ghostnet.certificate.certificate import KEYS, not_shown, verify_sampler
 from ghostnet.cli.console import errors, progress_bars, results
 from ghostnet.errors import UnknownKeysError, VerifyError
+from ghostnet.evidence import keys
 from ghostnet.export.images import write_images
-from ghostnet.privacy import keys
-from ghostnet.privacy.certificate import KEYS, not_shown, verify_sampler
-from ghostnet.sampler import Sampler
+from ghostnet.sampler.sampler import Sampler
 
 Folder = Annotated[Path, typer.Argument(metavar="SAMPLER", help="Folder of a published sampler.")]
 

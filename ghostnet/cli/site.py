@@ -19,10 +19,10 @@ from ghostnet.cli.site_ledger import ledger
 from ghostnet.cli.site_review import review
 from ghostnet.cli.site_table import intake_view, next_steps
 from ghostnet.errors import DataError, SiteError
+from ghostnet.evidence import keys
+from ghostnet.evidence.ledger import Ledger
 from ghostnet.plan import load_plan
-from ghostnet.privacy import keys
-from ghostnet.privacy.ledger import Ledger
-from ghostnet.privacy.unit import protects
+from ghostnet.plan.unit import protects
 
 app = typer.Typer(help="The hospital's own commands.", no_args_is_help=True)
 

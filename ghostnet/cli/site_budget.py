@@ -55,7 +55,7 @@ def budget(
 
 def _write(config: SiteConfig, report: LedgerAudit, path: Path, delta_reason: str, audit_file: Path | None) -> None:
     from ghostnet.audit.result import read_result
-    from ghostnet.privacy.software import installed_software
+    from ghostnet.evidence.software import installed_software
     from ghostnet.report.budget_record import Limits, write_record
 
     state = ledger_report(config)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from client.config import load_site
-from client.deidentify.headers import MODALITIES
 from client.intake.folder import has_signature
 from client.intake.task import Format
+from client.modalities import MODALITIES
 from ghostnet.cli.console import results
 from ghostnet.cli.site_template import ALL, site_text
 from ghostnet.errors import SiteError

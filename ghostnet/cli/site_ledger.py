@@ -15,10 +15,10 @@ from client.intake.unit import data_unit
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import results
 from ghostnet.errors import LedgerError
-from ghostnet.privacy import keys
-from ghostnet.privacy.chain import MISSING
-from ghostnet.privacy.ledger import Ledger
-from ghostnet.privacy.ledger_faults import Adoption, inspect_ledger
+from ghostnet.evidence import keys
+from ghostnet.evidence.chain import MISSING
+from ghostnet.evidence.faults import Adoption, inspect_ledger
+from ghostnet.evidence.ledger import Ledger
 
 IN_ORDER, NOT_STARTED, REFUSED = "in order", "not started", "refused"
 

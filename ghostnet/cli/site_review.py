@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from client.approvals import approve, read_approvals, revoke
 from client.config import SiteConfig, load_site
-from client.review import FOLDER, shown_keys, write_review
+from client.intake.approvals import approve, read_approvals, revoke
+from client.review.review import FOLDER, shown_keys, write_review
 from client.secrets import load_or_create_secret
 from ghostnet.cli.console import progress_bars, results
 from ghostnet.errors import SiteError

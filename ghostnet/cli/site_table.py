@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from client.intake.quarantine import EXPLAINED, TRANSIENT, Code
-from client.intake.rows import SourceCounts
-from client.intake.table import IntakeTable
+from client.intake.images import SourceCounts
+from client.intake.summary import IntakeTable
+from client.quarantine import EXPLAINED, TRANSIENT, Code
 
 _ADVICE = {
     Code.HELD: "look at the images that wait: ghostnet site review {site}",

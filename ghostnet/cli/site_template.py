@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from client.config import SiteConfig
-from client.deidentify.headers import MODALITIES
+from client.modalities import MODALITIES
 
 ALL = ("dicom", "images", "nifti", "npz", "pacs")
 FILES = ("dicom", "images", "nifti", "pacs")  # everything but one file of arrays

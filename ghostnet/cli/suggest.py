@@ -8,10 +8,10 @@ from typing import Annotated
 import tomli_w
 import typer
 
+from ghostnet.accounting.suggest import Suggestion
+from ghostnet.accounting.suggest import suggest as propose
 from ghostnet.cli.console import results
 from ghostnet.errors import PlanError
-from ghostnet.planner import Suggestion
-from ghostnet.planner import suggest as propose
 
 HEADER = """\
 # Proposed by `ghostnet plan suggest` from public numbers: {given}.

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ghostnet import __version__
+from ghostnet.durable import new_folder, refuse_existing
 from ghostnet.errors import DataError
-from ghostnet.export.whole import new_folder, refuse_existing
-from ghostnet.privacy.unit import UNITS, unit_line
+from ghostnet.plan.unit import UNITS, unit_line
 from ghostnet.progress import Progress, silent
-from ghostnet.sampler import Sampler, Samples, check_count, median_denoise, to_uint8
+from ghostnet.sampler.pixels import median_denoise, to_uint8
+from ghostnet.sampler.sampler import Sampler, Samples, check_count
 
 Format = Literal["png", "npz", "dicom", "nifti"]
 NOTICE = "SYNTHETIC - NOT FOR DIAGNOSTIC USE"

@@ -1,7 +1,7 @@
 """The private step: sample patients, bound what each one can add to a sum, add noise once.
 
-The functions are used in this order by `ghostnet.training`, which never sees a patient's gradient (trunc rounds toward
-zero on the noise's grid, so that the sum is exact):
+The functions are used in this order by `ghostnet.training.loop`, which never sees a patient's gradient (trunc rounds
+toward zero on the noise's grid, so that the sum is exact):
 
     S <- sample_patients        each patient independently with probability q
     rows <- choose_rows         at most m images of each

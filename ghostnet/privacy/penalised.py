@@ -7,10 +7,12 @@ several times slower. Penalties at fakes alone do not need it (`losses.fakes_pen
 
 from __future__ import annotations
 
+from enum import Enum
+
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from ghostnet.losses import InputPenalty
 from ghostnet.privacy.blocks import LEAST_ROWS, block_rows
 from ghostnet.privacy.groups import ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator
@@ -94,3 +96,16 @@ class PenalisedGradients:
         batch = (rows.images, rows.labels, rows.real, 1 / rows.sizes()[rows.groups].float())
         found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *batch)
         return {name: kept(gradient.detach(), groups) for name, gradient in found.items()}
+
+
+class InputPenalty(Enum):
+    """A penalty on the discriminator's gradient at an image, one value a row."""
+
+    LIPSCHITZ = "lipschitz"  # (|grad| - 1)^2, Gulrajani et al. 2017 (WGAN-GP)
+    R1 = "r1"  # |grad|^2 / 2, Mescheder et al. 2018
+
+    def of(self, squared_norm: torch.Tensor) -> torch.Tensor:
+        """Squared norms of gradients, any shape -> penalties, the same shape."""
+        if self is InputPenalty.R1:
+            return squared_norm / 2
+        return ((squared_norm + 1e-12).sqrt() - 1).square()  # the root has no slope at 0

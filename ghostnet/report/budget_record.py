@@ -10,14 +10,14 @@ from typing import Any
 
 import jinja2
 
+from ghostnet.accounting.composition import compose
+from ghostnet.accounting.epsilon import epsilon_pld
+from ghostnet.accounting.events import Event, GaussianRelease, SharedNoiseSteps, coalition_events
 from ghostnet.audit.ledger import LedgerAudit, RunSpend
 from ghostnet.audit.result import AuditResult
+from ghostnet.durable import refuse_existing, replace_file
 from ghostnet.errors import GhostNetError
-from ghostnet.export.whole import refuse_existing, replace_file
-from ghostnet.privacy.accounting import epsilon_pld
-from ghostnet.privacy.chain import MISSING
-from ghostnet.privacy.composition import compose
-from ghostnet.privacy.events import Event, GaussianRelease, SharedNoiseSteps, coalition_events
+from ghostnet.evidence.chain import MISSING
 from ghostnet.report.record_template import RECORD, STYLE
 
 MAX_REASON = 300  # characters of the reason for delta

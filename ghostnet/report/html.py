@@ -15,12 +15,13 @@ import jinja2
 import numpy as np
 
 from ghostnet import __version__
-from ghostnet.export.grid import png_bytes, strip
-from ghostnet.export.whole import replace_file
-from ghostnet.privacy.unit import protects
+from ghostnet.durable import replace_file
+from ghostnet.plan.unit import protects
 from ghostnet.report.plots import interval_chart, round_chart
 from ghostnet.report.template import PAGE, STYLE
-from ghostnet.sampler import Sampler, to_uint8
+from ghostnet.sampler.contact_sheet import png_bytes, strip
+from ghostnet.sampler.pixels import to_uint8
+from ghostnet.sampler.sampler import Sampler
 
 METRIC_NAMES = {"auc": "area under the ROC curve", "accuracy": "accuracy"}
 SIMULATION_NAMES = {

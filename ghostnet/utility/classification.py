@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ghostnet.cohort import Cohort
 from ghostnet.errors import DataError
+from ghostnet.training.cohort import Cohort
 from ghostnet.utility.classifier import build_classifier, predict, train_classifier
 
 __all__ = [

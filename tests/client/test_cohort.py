@@ -20,7 +20,7 @@ from client.cohort import Cohorts, check_site, load_cohorts
 from client.intake.task import Limits
 from client.secrets import load_or_create_secret
 from ghostnet.errors import DataError, SiteError
-from tests.client.dicom_files import (
+from tests.client.intake.dicom_files import (
     SECRET,
     dicom,
     image_spec,
@@ -228,7 +228,7 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path;"
         "from client.config import load_site; from client.cohort import load_cohorts;"
-        "from tests.client.dicom_files import SECRET, image_spec;"
+        "from tests.client.intake.dicom_files import SECRET, image_spec;"
         "c = load_cohorts(load_site(Path(sys.argv[1])), image_spec(), SECRET);"
         "print(c.table.from_cache, float(c.train.images.double().sum()), len(c.train.images))"
     )

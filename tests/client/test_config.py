@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from client.config import Kind, load_site
-from client.intake.quarantine import Code
+from client.quarantine import Code
 from ghostnet.errors import SiteError
 
 GOOD = """

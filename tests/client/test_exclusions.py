@@ -9,7 +9,7 @@ import pytest
 from client.deidentify.pseudonyms import patient_key
 from client.exclusions import read_exclusions
 from ghostnet.errors import SiteError
-from tests.client.dicom_files import SECRET
+from tests.client.intake.dicom_files import SECRET
 
 
 def write(folder: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from client import policy
 from client.policy import PolicySpec, check_plan
-from ghostnet.combinations import check_networks
+from ghostnet.accounting.plan_cost import claim
 from ghostnet.errors import PlanError, PolicyError
 from ghostnet.models import build_discriminator
-from ghostnet.perceptual import embed
 from ghostnet.plan import Plan, parse_plan
-from ghostnet.privacy.claim import claim
+from ghostnet.plan.compatibility import check_networks
+from ghostnet.training.perceptual import embed
 from tests.networks import ARCHITECTURES, network_plan
 from tests.plans import tiny_plan, tiny_plan_text
 

@@ -17,20 +17,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.config import load_site
 from client.site import Site
-from ghostnet import protocol
+from ghostnet.accounting.plan_cost import claim, resolve
 from ghostnet.errors import FederationError, LedgerError, PolicyError, SpentError
+from ghostnet.evidence import keys
+from ghostnet.evidence.ledger import verify_ledger
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import arrays_sha256, to_arrays
+from ghostnet.exchange.secure_sum import Roster, make_roster, mask_key_document, sum_modulo
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.privacy.claim import claim, resolve
-from ghostnet.privacy.ledger import verify_ledger
-from ghostnet.secure_sum import Roster, make_roster, mask_key_document, sum_modulo
-from ghostnet.weights import arrays_sha256, to_arrays
+from tests.exchange.test_secure_sum import looks_uniform
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.rosters import join_all
 from tests.samplers import publication
 from tests.server.direct_grid import write_hospitals
-from tests.test_secure_sum import looks_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -250,8 +250,8 @@ import client.site
 from client.config import load_site
 from ghostnet.models import build_discriminator
 from ghostnet.plan import load_plan
-from ghostnet.privacy.claim import resolve
-from ghostnet.weights import to_arrays
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.exchange.arrays import to_arrays
 site = client.site.Site(load_site(Path(sys.argv[1])))
 plan = resolve(load_plan(Path(sys.argv[2])))
 client.site.write_reply = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

@@ -5,8 +5,8 @@ import pytest
 
 from client.preprocess import Noise, denoise, detect_noise, preprocess, preprocess_mask
 from ghostnet.errors import DataError
-from ghostnet.phantom import chest
 from ghostnet.plan import ImageSpec
+from ghostnet.training.phantom import chest
 
 SEEDS = range(6)
 

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.approvals import approval_key, approve, read_approvals, revoke, shown_rules
 from client.cohort import check_site, load_cohorts
 from client.config import SiteConfig
+from client.intake.approvals import approval_key, approve, read_approvals, revoke, shown_rules
 from client.intake.files import file_digest
-from client.review import outlined, shown_keys, write_review
-from client.review_page import Card, Counts, render_pages
+from client.review.page import Card, Counts, render_pages
+from client.review.review import outlined, shown_keys, write_review
 from ghostnet.cli.site import app
 from ghostnet.errors import SiteError
-from tests.client.dicom_files import SECRET, dicom, image_spec, picture, save, write_labels, write_site
+from tests.client.intake.dicom_files import SECRET, dicom, image_spec, picture, save, write_labels, write_site
 
 SOP = {"US": "1.2.840.10008.5.1.4.1.1.6.1", "SC": "1.2.840.10008.5.1.4.1.1.7"}
 NAME = "DOE^JANE"

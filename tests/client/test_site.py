@@ -21,20 +21,20 @@ from client.app import build_app
 from client.config import load_site
 from client.requests import Publication
 from client.site import Site
-from ghostnet import protocol
+from ghostnet.accounting.events import event_to_dict
+from ghostnet.accounting.plan_cost import plan_events, resolve
 from ghostnet.errors import BudgetError, DataError, FederationError, LedgerError, PolicyError, SpentError
+from ghostnet.evidence.faults import Adoption
+from ghostnet.evidence.ledger import Ledger, verify_ledger
+from ghostnet.evidence.software import installed_software
+from ghostnet.evidence.statement import certified
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import arrays_sha256, to_arrays
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
-from ghostnet.privacy.claim import plan_events, resolve
-from ghostnet.privacy.events import event_to_dict
-from ghostnet.privacy.ledger import Ledger, verify_ledger
-from ghostnet.privacy.ledger_faults import Adoption
-from ghostnet.privacy.software import installed_software
-from ghostnet.privacy.statement import certified
+from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility import classifier
-from ghostnet.warm_start import embedding_size
-from ghostnet.weights import arrays_sha256, to_arrays
-from tests.client.picture_files import eight_bit, write_png
+from tests.client.intake.picture_files import eight_bit, write_png
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.samplers import publication
 
@@ -237,8 +237,8 @@ import client.site
 from client.config import load_site
 from ghostnet.models import build_generator
 from ghostnet.plan import load_plan
-from ghostnet.privacy.claim import resolve
-from ghostnet.weights import to_arrays
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.exchange.arrays import to_arrays
 from tests.client.test_site import _classifier
 from tests.samplers import publication
 site = client.site.Site(load_site(Path(sys.argv[1])))
@@ -432,7 +432,7 @@ from pathlib import Path
 import client.site
 from client.config import load_site
 from ghostnet.plan import load_plan
-from ghostnet.privacy.claim import resolve
+from ghostnet.accounting.plan_cost import resolve
 site = client.site.Site(load_site(Path(sys.argv[1])))
 plan = resolve(load_plan(Path(sys.argv[2])))
 site.join(plan, sys.argv[3])

@@ -10,13 +10,13 @@ import pytest
 
 from client.config import load_site
 from client.site import Site
-from ghostnet import warm_start
+from ghostnet.accounting.plan_cost import resolve
 from ghostnet.errors import SiteError, SpentError
+from ghostnet.evidence.ledger import verify_ledger
+from ghostnet.exchange.arrays import Arrays, to_arrays
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
-from ghostnet.privacy.claim import resolve
-from ghostnet.privacy.ledger import verify_ledger
-from ghostnet.weights import Arrays, to_arrays
+from ghostnet.training import warm_start
 from tests.plans import tiny_plan, write_striped_npz
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from client.audited import HOSPITAL
-from ghostnet import training
+from ghostnet.accounting.events import Event, GaussianRelease
+from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.audit.every_release import Build
 from ghostnet.plan import Plan
-from ghostnet.privacy.claim import plan_events
-from ghostnet.privacy.events import Event, GaussianRelease
 from ghostnet.privacy.mechanism import PatientGradients, RowLoss, Rows, noised_sum
 from ghostnet.privacy.noise import Entropy
+from ghostnet.training import loop
 from tests.entropy import SeededEntropy
 
 BATCH = 64  # what a wrong loop takes for its batch size
@@ -29,12 +29,12 @@ BATCH = 64  # what a wrong loop takes for its batch size
 
 def loop_with(**replaced: object) -> Any:
     """The hospital's loop, line by line, with other functions under the given names wherever its module uses them."""
-    unknown = replaced.keys() - vars(training).keys()
+    unknown = replaced.keys() - vars(loop).keys()
     if unknown:
-        raise LookupError(f"ghostnet.training has no {unknown}; the planted bug would do nothing")
-    names = {**vars(training), **replaced}
-    for name, function in vars(training).items():
-        own = isinstance(function, FunctionType) and function.__module__ == training.__name__
+        raise LookupError(f"ghostnet.training.loop has no {unknown}; the planted bug would do nothing")
+    names = {**vars(loop), **replaced}
+    for name, function in vars(loop).items():
+        own = isinstance(function, FunctionType) and function.__module__ == loop.__name__
         if own and name not in replaced and function.__closure__ is None:
             names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
             names[name].__kwdefaults__ = function.__kwdefaults__

@@ -27,27 +27,28 @@ from client.audited import HOSPITAL
 from client.config import load_site
 from client.policy import PolicySpec, check_plan
 from client.site import Site
-from ghostnet import protocol, training
+from ghostnet.accounting.epsilon import epsilon_pld
+from ghostnet.accounting.events import Event
+from ghostnet.accounting.plan_cost import resolve
 from ghostnet.audit import canaries
 from ghostnet.audit.canaries import NoEntropy, TrainRound
 from ghostnet.audit.conformance import check_poisson_sampling, check_public_values
 from ghostnet.audit.every_release import Build
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.mechanism import Profile
-from ghostnet.cohort import Cohort
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
+from ghostnet.evidence import ledger as ledger_module
+from ghostnet.evidence.ledger import Ledger, Spent, verify_ledger
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import to_arrays
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
-from ghostnet.privacy import ledger as ledger_module
-from ghostnet.privacy.accounting import epsilon_pld
-from ghostnet.privacy.claim import resolve
-from ghostnet.privacy.events import Event
-from ghostnet.privacy.ledger import Ledger, Spent, verify_ledger
-from ghostnet.weights import to_arrays
+from ghostnet.training import loop as training
+from ghostnet.training.cohort import Cohort
 from tests.entropy import SeededEntropy
+from tests.evidence.ledgers import DELTA, EVENTS, reserve
 from tests.plans import tiny_plan, write_striped_npz
 from tests.planted.audit_builds import loop_with
-from tests.privacy.ledgers import DELTA, EVENTS, reserve
 
 RUN = "ab" * 16
 POLICY = PolicySpec(max_epsilon=30.0, delta=1e-5)

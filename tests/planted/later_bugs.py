@@ -10,10 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ghostnet.cohort import Cohort
-from ghostnet.losses import fakes_penalty
+from ghostnet.exchange.secure_sum import Masks
 from ghostnet.plan import Plan
-from ghostnet.secure_sum import Masks
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.losses import fakes_penalty
 from tests.planted.audit_builds import loop_with
 
 # One mask for all steps: the difference of two messages is that of the shares.

@@ -11,7 +11,7 @@ from ghostnet.audit import canaries, conformance
 from ghostnet.audit.contributions import TOLERANCE, cohorts, parts_of
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity, random_neighbours
-from ghostnet.cohort import Cohort
+from ghostnet.training.cohort import Cohort
 from tests.entropy import SeededEntropy
 from tests.planted.mechanism_bugs import Clean
 

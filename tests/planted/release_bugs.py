@@ -20,24 +20,25 @@ from torch import Tensor, nn
 import client.site
 from client.audited import HOSPITAL
 from client.site import Site
-from ghostnet import perceptual, pooled, warm_start
+from ghostnet.accounting.events import Event
 from ghostnet.audit import canaries, contributions, every_release, post_processing, releases
 from ghostnet.audit.every_release import Build
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.kinds import step_kinds
-from ghostnet.cohort import Cohort
+from ghostnet.exchange import pooled
+from ghostnet.exchange.arrays import Arrays
 from ghostnet.plan import Plan
 from ghostnet.privacy import mechanism
 from ghostnet.privacy import noise as noise_module
 from ghostnet.privacy import releases as release_module
 from ghostnet.privacy.blocks import Block
-from ghostnet.privacy.events import Event
 from ghostnet.privacy.mechanism import PatientGradients, RowLoss, Rows, noised_sum
 from ghostnet.privacy.noise import Entropy, add_gaussian
 from ghostnet.privacy.penalised import PenalisedGradients
-from ghostnet.training import patient_gradients
+from ghostnet.training import perceptual, warm_start
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.loop import patient_gradients
 from ghostnet.utility import classification, classifier
-from ghostnet.weights import Arrays
 from tests.entropy import SeededEntropy
 from tests.planted.audit_builds import NoClip, loop_with
 
@@ -748,7 +749,7 @@ def unmasked() -> Iterator[None]:
     step = Site.step
 
     def bare(self: Site, plan: Plan, run_id: str, number: int, discriminator: Arrays, roster: str) -> Arrays:
-        with mock.patch("ghostnet.secure_sum.Masks.masked", lambda masks, values, request: values):
+        with mock.patch("ghostnet.exchange.secure_sum.Masks.masked", lambda masks, values, request: values):
             return step(self, plan, run_id, number, discriminator, roster)
 
     with mock.patch.object(Site, "step", bare):

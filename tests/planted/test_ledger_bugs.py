@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from client.policy import PolicySpec, check_plan
+from ghostnet.accounting.epsilon import Event
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
-from ghostnet.privacy import ledger as ledger_module
-from ghostnet.privacy import ledger_storage
-from ghostnet.privacy.accounting import Event
-from ghostnet.privacy.ledger import Ledger, Spent, State, verify_ledger
+from ghostnet.evidence import ledger as ledger_module
+from ghostnet.evidence import storage
+from ghostnet.evidence.ledger import Ledger, Spent, State, verify_ledger
+from tests.evidence.ledger_site import check, fork, hospital
+from tests.evidence.ledgers import DELTA, PLAN, WARM, digest, forge, reserve
 from tests.plans import tiny_plan
-from tests.privacy.ledger_site import check, fork, hospital
-from tests.privacy.ledgers import DELTA, PLAN, WARM, digest, forge, reserve
 
 
 @pytest.fixture
@@ -191,14 +191,14 @@ def test_a_restored_copy_is_caught_by_the_witness(
 
 class SkipsTheWitness(Ledger):
     def _bear_witness(self) -> None:
-        ledger_storage.write_head(self._path, self._chain)
+        storage.write_head(self._path, self._chain)
 
 
 class WitnessesTheFirstEntryAlone(Ledger):
     def _bear_witness(self) -> None:
         if len(self._chain) == 1:
             super()._bear_witness()
-        ledger_storage.write_head(self._path, self._chain)
+        storage.write_head(self._path, self._chain)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_two_writers_without_a_lock_are_caught_by_the_chain(
 
 def _insert_without_looking(database: Any, entry: Any, *, previous: str) -> None:
     if entry.sequence == 1:
-        ledger_storage.insert(database, entry, previous=previous)
+        storage.insert(database, entry, previous=previous)
         return
     number = database.execute("SELECT max(sequence) + 1 FROM entries").fetchone()[0]
     body = entry.body.replace(f'"sequence":{entry.sequence}', f'"sequence":{number}').encode()

@@ -22,9 +22,9 @@ from client.deidentify.headers import HeaderRecord
 from client.deidentify.survivors import identifiers_of, survivors
 from client.intake import files
 from client.intake.cache import Cache, Entry
-from client.intake.dicom import read_dicom
-from client.intake.quarantine import Code
-from tests.client.dicom_files import SECRET, dicom, image_spec, picture, write_hospital, write_labels, write_site
+from client.intake.readers.dicom import read_dicom
+from client.quarantine import Code
+from tests.client.intake.dicom_files import SECRET, dicom, image_spec, picture, write_hospital, write_labels, write_site
 from tests.planted.phi_files import Planted, plant_everywhere
 
 HOLDS_PATHS = frozenset({"quarantine.csv", "site.log"})

@@ -309,7 +309,7 @@ def test_what_book_keeping_cannot_see_is_refused(network: type[nn.Module], messa
 def test_no_discriminator_of_the_project_needs_the_slow_way(
     architecture: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That the sums are right is tests/test_architectures.py's."""
+    """That the sums are right is tests/models/test_architectures.py's."""
     plan = network_plan(architecture)
     network = build_discriminator(plan)
     check_discriminator(network)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ghostnet.errors import PlanError
-from ghostnet.losses import discriminator_loss
 from ghostnet.privacy.mechanism import (
     GradientEngine,
     PatientGradients,
@@ -21,6 +20,7 @@ from ghostnet.privacy.mechanism import (
     row_independent,
     sample_patients,
 )
+from ghostnet.training.losses import discriminator_loss
 from tests.entropy import SeededEntropy
 from tests.privacy.networks import SmallDiscriminator, build_small, example_rows
 

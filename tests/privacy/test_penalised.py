@@ -7,10 +7,10 @@ import torch
 
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
 from ghostnet.errors import PlanError
-from ghostnet.losses import InputPenalty, discriminator_loss
 from ghostnet.models import build_discriminator
 from ghostnet.privacy.mechanism import PatientGradients, join_rows
-from ghostnet.privacy.penalised import PenalisedGradients
+from ghostnet.privacy.penalised import InputPenalty, PenalisedGradients
+from ghostnet.training.losses import discriminator_loss
 from tests.networks import network_plan
 from tests.privacy.networks import build_small, example_rows
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from ghostnet.audit.sensitivity import ClippedSumStep, StepInput, check_sensitivity, random_neighbours, worst_ratio
-from ghostnet.losses import discriminator_loss
 from ghostnet.plan import Loss
 from ghostnet.privacy.groups import Groups, outer_products
 from ghostnet.privacy.mechanism import GradientEngine, PatientGradients, join_rows
+from ghostnet.training.losses import discriminator_loss
 from tests.privacy.networks import HEADS, CancellingDiscriminator, build_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import build_app
-from ghostnet import protocol
+from ghostnet.exchange import protocol
 
 Fault = Callable[[Message, Path], str | None]  # "drop" a request, or "lose" the answer to it
 FIRST_NODE = 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.certificate.certificate import verify_sampler
+from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Plan
-from ghostnet.privacy.certificate import verify_sampler
-from ghostnet.privacy.claim import resolve
-from ghostnet.privacy.ledger import verify_ledger
 from ghostnet.progress import silent
 from server.app import coordinate
 from server.checkpoint import Checkpoint

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from ghostnet import pooled, protocol
 from ghostnet.errors import FederationError
+from ghostnet.exchange import pooled, protocol
 from server.conversation import read_arrays
 from tests.plans import write_striped_npz
 from tests.server.direct_grid import write_hospitals

@@ -19,7 +19,7 @@ from flwr.common.serde import message_to_proto
 
 import client.app
 from client.site import Site
-from ghostnet import protocol
+from ghostnet.exchange import protocol
 from ghostnet.plan import Plan
 from tests.plans import write_striped_npz
 from tests.server.direct_grid import write_hospitals

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from ghostnet import protocol
+from ghostnet.accounting.plan_cost import claim
+from ghostnet.certificate import certificate as certificates
+from ghostnet.evidence import keys
+from ghostnet.evidence.statement import certified
+from ghostnet.exchange import protocol
+from ghostnet.exchange.arrays import split_pair
 from ghostnet.models import build_discriminator
-from ghostnet.privacy import certificate as certificates
-from ghostnet.privacy import keys
-from ghostnet.privacy.claim import claim
-from ghostnet.privacy.statement import certified
-from ghostnet.sampler import Sampler
-from ghostnet.weights import split_pair
+from ghostnet.sampler.sampler import Sampler
 from server.conversation import read_arrays
+from tests.exchange.test_secure_sum import looks_uniform
 from tests.server.federations import NAMES, failed, ledger_kinds, plan_of, run, three_hospitals
-from tests.test_secure_sum import looks_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,20 +20,20 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.config import load_site
-from ghostnet import protocol
+from ghostnet.accounting.plan_cost import claim
 from ghostnet.cli.site import key as site_key
 from ghostnet.errors import FederationError
+from ghostnet.evidence import keys
+from ghostnet.evidence import ledger as ledger_module
+from ghostnet.evidence.faults import Adoption
+from ghostnet.evidence.ledger import Ledger, verify_ledger
+from ghostnet.exchange import protocol
 from ghostnet.plan import Plan
-from ghostnet.privacy import keys
-from ghostnet.privacy import ledger as ledger_module
-from ghostnet.privacy.claim import claim
-from ghostnet.privacy.ledger import Ledger, verify_ledger
-from ghostnet.privacy.ledger_faults import Adoption
 from server.checkpoint import Checkpoint
 from server.conversation import Conversation
 from server.known_heads import FILE, KnownHeads
+from tests.evidence.ledgers import digest
 from tests.plans import tiny_plan, write_striped_npz
-from tests.privacy.ledgers import digest
 from tests.server.direct_grid import DirectGrid, write_hospitals
 from tests.server.federations import plan_of
 

@@ -9,9 +9,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from ghostnet import protocol
 from ghostnet.errors import FederationError
-from ghostnet.privacy import keys
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
 from server.conversation import Conversation, Hospital, Known, from_record, to_record
 from server.known_heads import KnownHeads
 from server.strategy import CheckedStrategy

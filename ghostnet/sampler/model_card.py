@@ -1,0 +1,75 @@
+"""The model card that is published with a sampler, for people who find only the folder."""
+
+from __future__ import annotations
+
+from ghostnet.evidence.statement import not_covered
+from ghostnet.plan import Plan
+from ghostnet.plan.unit import unit_line
+
+_CARD = """\
+# {name}
+
+A generator of SYNTHETIC images, trained by several hospitals together with GhostNet. No image left a hospital.
+**Not for diagnostic use.** Every image it draws is artificial.
+
+![samples](samples.png)
+
+| | |
+|---|---|
+{rows}
+
+## Use
+
+    from ghostnet import Sampler
+    images = Sampler.load("path/of/this/folder").sample(16, label="{label}", seed=0)
+
+or `ghostnet sample FOLDER -n 100 --format png -o samples`.
+
+## Privacy
+
+The plan's budget is epsilon {epsilon:g} at delta {delta:g} at one hospital, {unit}.
+What was really spent, by which mechanisms, and each hospital's signature are in `certificate.json`; check it offline
+with `ghostnet verify FOLDER`.
+
+Not covered:
+
+{not_covered}
+
+## Limits
+
+The images show what the budget lets through: rare findings and fine detail may be missing or wrong. Judge any use by
+testing on real images; the run's report does so for classification.
+"""
+
+
+def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) -> str:
+    """The card as Markdown; nothing but these arguments decides it.
+
+    Args:
+        plan: what was trained.
+        label_prior: PUBLIC share of each class that the sampler draws.
+        weights_sha256: of model.safetensors.
+    """
+    image = plan.image
+    masks = f", with {image.mask_channels} mask(s)" if image.mask_channels else ""
+    rows = {
+        "images": f"{image.size} x {image.size} pixels, {image.channels} channel(s), range {image.range}{masks}",
+        "classes": ", ".join(f"{name} ({share:.0%})" for name, share in zip(image.labels, label_prior, strict=True)),
+        "network": f"{plan.model.architecture}, width {plan.model.generator_width}, latent {plan.model.latent}",
+        "plan (SHA-256)": f"`{plan.hash()}`",
+        "weights (SHA-256)": f"`{weights_sha256}`",
+    }
+    table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())
+    return _CARD.format(
+        name=_cell(plan.name),
+        rows=table,
+        label=_cell(image.labels[0]),
+        epsilon=plan.privacy.epsilon,
+        delta=plan.privacy.delta,
+        unit=unit_line(plan.privacy.unit),
+        not_covered="\n".join(f"- {line}" for line in not_covered(plan)),
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())

@@ -1,0 +1,180 @@
+"""The published artefact: a generator in a folder that anyone can load and draw images from.
+
+A sampler folder holds `config.json` (what is drawn), `model.safetensors` (the weights), `README.md` (the model card),
+`samples.png`, `transcript.safetensors` (the answers that the weights were made of), and `certificate.json` once the
+certificate is written. Nothing in it is pickled, and nothing in it was computed from patient data except through the
+mechanisms that the certificate lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ghostnet.errors import DataError
+from ghostnet.plan import ImageSpec
+from ghostnet.sampler.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    SamplerConfig,
+    read_config,
+    read_generator,
+)
+
+BATCH = 64  # images a forward pass; bounds memory, changes no image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Synthetic images with their labels.
+
+    Attributes:
+        images: float32 (n, channels, h, w), in the plan's range.
+        labels: int64 (n,), index into the plan's labels.
+        masks: uint8 0/1 (n, mask_channels, h, w); None where the plan has no masks.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor | None
+
+
+class Sampler:
+    """Noise in, images out.
+
+    Image i of a seed is the same whatever n and the batch size are (up to float rounding in the convolutions).
+
+    Args:
+        generator: the network, set to evaluation mode.
+        config: what it draws.
+        folder: where it was loaded from, if anywhere.
+    """
+
+    def __init__(self, generator: nn.Module, config: SamplerConfig, folder: Path | None = None) -> None:
+        self.generator = generator.eval().requires_grad_(False)
+        self.config = config
+        self.folder = folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sampler:
+        """Loads a sampler folder; every name, shape, type, value and the weights' hash is checked.
+
+        Raises:
+            VerifyError: the folder is not a sampler, or a file in it is damaged. `ghostnet verify` checks the privacy
+                certificate too.
+        """
+        folder = Path(path)
+        config = read_config(folder / CONFIG_FILE)
+        return cls(read_generator(folder / WEIGHTS_FILE, config), config, folder)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.config.image.labels
+
+    def sample(self, n: int, label: str | int | None = None, seed: int = 0) -> torch.Tensor:
+        """Draws images.
+
+        Args:
+            n: how many.
+            label: name or index of one class; None draws classes from the plan's public prior.
+            seed: public seed, 0 <= seed < 2^63; the same seed gives the same images.
+
+        Returns:
+            float32 (n, channels, h, w), in the plan's range.
+
+        Raises:
+            DataError: n, the label or the seed cannot be used.
+        """
+        return self.draw(n, label, seed).images
+
+    def sample_with_masks(
+        self, n: int, label: str | int | None = None, seed: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws images and their masks: (float32 (n,channels,h,w), uint8 0/1 (n,mask_channels,h,w)); see `sample`.
+
+        Raises:
+            DataError: as `sample`, or the plan of this sampler has no masks.
+        """
+        samples = self.draw(n, label, seed)
+        if samples.masks is None:
+            raise DataError(f"sampler {self.config.name!r} draws no masks; its plan has image.mask_channels = 0")
+        return samples.images, samples.masks
+
+    def draw(self, n: int, label: str | int | None = None, seed: int = 0, *, batch_size: int = BATCH) -> Samples:
+        """Draws images with labels and masks; see `sample`."""
+        check_count(n, "n", low=0)
+        image = self.config.image
+        images = torch.empty(n, image.channels, image.size, image.size)
+        masks = torch.empty(n, image.mask_channels, image.size, image.size, dtype=torch.uint8)
+        labels = torch.empty(n, dtype=torch.int64)
+        done = 0
+        for part in self.batches(n, label, seed, batch_size=batch_size):
+            rows = slice(done, done + len(part.labels))
+            images[rows], labels[rows] = part.images, part.labels
+            if part.masks is not None:
+                masks[rows] = part.masks
+            done = rows.stop
+        return Samples(images=images, labels=labels, masks=masks if image.mask_channels else None)
+
+    def batches(
+        self, n: int, label: str | int | None = None, seed: int = 0, *, batch_size: int = BATCH
+    ) -> Iterator[Samples]:
+        """Draws the same images as `draw`, a batch at a time, for more of them than fit in memory."""
+        check_count(n, "n", low=0)
+        check_count(batch_size, "batch_size", low=1)
+        check_count(seed, "seed", low=0)
+        image, chosen = self.config.image, self.label_index(label)
+        # Two streams, each read in order: the noise of image i does not depend on how many are drawn.
+        noise, coins = (np.random.Generator(np.random.Philox(key=[seed, stream])) for stream in (0, 1))
+        thresholds = np.cumsum(image.label_prior)[:-1]
+        for start in range(0, n, batch_size):
+            rows = min(batch_size, n - start)
+            z = torch.from_numpy(noise.standard_normal((rows, self.config.model.latent), dtype=np.float32))
+            drawn = np.searchsorted(thresholds, coins.random(rows), side="right")
+            labels = torch.from_numpy(drawn if chosen is None else np.full(rows, chosen)).to(torch.int64)
+            with torch.no_grad():  # not inference_mode: a classifier may be trained on the result
+                planes = self.generator(z, labels)
+            yield self._split(planes, labels, image)
+
+    def label_index(self, label: str | int | None) -> int | None:
+        """Index of a class given by name or index; None stays None.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        if label is None:
+            return None
+        if isinstance(label, str) and label in self.labels:
+            return self.labels.index(label)
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.labels):
+            return label
+        if isinstance(label, str) and label.isascii() and label.isdigit() and int(label) < len(self.labels):
+            return int(label)  # the command line gives an index as text
+        names = ", ".join(self.labels)
+        raise DataError(
+            f"label {label!r} is not a class of this sampler; use one of: {names}, or 0 to {len(self.labels) - 1}"
+        )
+
+    @staticmethod
+    def _split(planes: torch.Tensor, labels: torch.Tensor, image: ImageSpec) -> Samples:
+        images, masks = planes[:, : image.channels], planes[:, image.channels :]
+        if not image.mask_channels:
+            return Samples(images=images, labels=labels, masks=None)
+        middle = 0.0 if image.range == "[-1,1]" else 0.5
+        return Samples(images=images, labels=labels, masks=(masks > middle).to(torch.uint8))
+
+
+def check_count(value: object, name: str, *, low: int) -> None:
+    """Refuses what is not a whole number from `low` to 2^63 - 1.
+
+    Raises:
+        DataError: naming the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
+        raise DataError(f"{name} = {value!r} is not a whole number from {low} on; give another {name}")

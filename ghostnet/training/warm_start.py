@@ -1,0 +1,304 @@
+"""Round 0: random-feature embeddings that hospitals release once, and a generator fitted to them.
+
+Each patient contributes one vector of norm at most 1; a hospital releases the noisy sum of them
+(`privacy.releases.noisy_sum`); everything after that is post-processing. The vector of one image with label y is
+
+    one_hot(y)  (x)  [ a phi(x),  b x / sqrt(pixels),  c ]        a^2 + b^2 + c^2 = 1
+
+with phi the random Fourier features of a Gaussian kernel, or of a mean of several widths (norm exactly 1), x the image
+shrunk to the feature size and scaled to [-1,1] (so x / sqrt(pixels) has norm at most 1), and the constant c. Summed
+over patients, the three parts of a class's block are its kernel mean embedding, its mean image and its mass, each times
+the number of its patients.
+Class shares are private. They are never assumed: the released mass of a class, noise included, divides its block.
+
+Source: Harder, Adamczewski and Park, "DP-MERF" (2021), for the embedding; Rahimi and Recht (2007) for the features;
+James and Stein (1961) for drawing rare classes to the common mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from ghostnet.errors import FederationError
+from ghostnet.plan import Plan
+from ghostnet.privacy.blocks import row_by_row
+from ghostnet.progress import Progress, silent
+from ghostnet.training.cohort import Cohort
+from ghostnet.training.losses import class_distance
+
+MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
+SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
+BLOCK_NUMBERS = 1 << 23  # of vectors in memory at once, at least one patient's: 64 MiB in float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans:
+    """What a release says about each class, by post-processing alone.
+
+    Attributes:
+        means: (labels, block - 1) noisy mean of [a phi(x), b x / sqrt(pixels)] of a class's images.
+        shares: (labels,) noisy share of each class among patients, at least SMALLEST_SHARE, summing to 1.
+    """
+
+    means: torch.Tensor
+    shares: torch.Tensor
+
+
+def embedding_size(plan: Plan) -> int:
+    """Length of a patient's vector, and of a release."""
+    return len(plan.image.labels) * _block_size(plan)
+
+
+def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The label-free part of the embedding, [a phi(x), b x / sqrt(pixels), c]; differentiable.
+
+    Args:
+        images: float (n, planes, h, w), in the plan's range.
+        plan: [warm_start] and the seed decide the features.
+
+    Returns:
+        (n, block), every row of norm at most 1, in the images' type.
+    """
+    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size).flatten(1)  # (n, pixels)
+    unit = (small + 1) / 2 if plan.image.range == "[-1,1]" else small  # pixels in [0,1]
+    angles = unit @ _frequencies(plan).to(unit)  # (n, features / 2)
+    features = torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(angles.shape[1])  # norm 1
+    pixels = (2 * unit - 1) / math.sqrt(unit.shape[1])  # norm at most 1
+    mean_weight = plan.warm_start.mean_image_weight
+    rest = math.sqrt(1 - MASS_WEIGHT**2)
+    a, b = rest * math.sqrt(1 - mean_weight**2), rest * mean_weight
+    mass = features.new_full((len(images), 1), MASS_WEIGHT)
+    return torch.cat([a * features, b * pixels, mass], dim=1)
+
+
+def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
+    """One vector a patient: the mean over their first images of one_hot(label) (x) embedding.
+
+    Args:
+        cohort: SENSITIVE.
+        plan: `privacy.images_per_patient` bounds the images that count, in the cohort's order.
+
+    Returns:
+        float64 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
+
+    Guarantee:
+        Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and is a function
+        of that patient's images and of the plan alone, to the bit (privacy/blocks.py), whatever scales the plan names.
+        Not covered: any release; this function adds no noise.
+    """
+    return torch.cat([*iter_patient_embeddings(cohort, plan)])
+
+
+@torch.no_grad()
+def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor]:
+    """`patient_embeddings` in blocks of at most BLOCK_NUMBERS, at least a patient, at least one block.
+
+    For vectors that do not fit in memory: what it takes does not grow with the patients.
+    """
+    kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
+    owners = cohort.owners[kept]
+    labels, block = len(plan.image.labels), _block_size(plan)
+    embed = partial(_embed_in_float64, plan=plan)
+    most = max(1, BLOCK_NUMBERS // (labels * block))  # patients at once
+    for start in range(0, max(1, cohort.patients), most):
+        stop = min(start + most, cohort.patients)
+        begin, end = torch.searchsorted(owners, torch.tensor([start, stop])).tolist()
+        sums = torch.zeros((stop - start) * labels, block, dtype=torch.float64)
+        cells = (owners[begin:end] - start) * labels + cohort.labels[kept[begin:end]]
+        first = 0
+        for vectors in row_by_row(embed, cohort.images[kept[begin:end]]):
+            sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
+            first += len(vectors)
+        counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
+        yield sums.reshape(stop - start, labels * block).div_(counts[:, None])
+
+
+def _embed_in_float64(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return embed_images(images.double(), plan)
+
+
+def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
+    """Splits a release into per-class means and class shares (post-processing).
+
+    Args:
+        released_mean: (embedding_size,) the sum of the hospitals' noisy sums, times any positive constant.
+        plan: of the release.
+
+    Raises:
+        FederationError: wrong length, not finite, or without any mass.
+    """
+    if released_mean.shape != (embedding_size(plan),) or not bool(torch.isfinite(released_mean).all()):
+        raise FederationError(
+            f"a warm-start release of shape {tuple(released_mean.shape)} is not {embedding_size(plan)} finite numbers; "
+            "was it made from the same plan?"
+        )
+    blocks = released_mean.reshape(len(plan.image.labels), -1)
+    if float(blocks[:, -1].sum()) <= 0:
+        raise FederationError(
+            "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
+        )
+    mass = _masses(blocks)
+    return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
+
+
+def _masses(blocks: torch.Tensor) -> torch.Tensor:
+    """Released mass of each class, at least SMALLEST_SHARE of all: (labels, block) -> (labels,)."""
+    mass = blocks[:, -1] / MASS_WEIGHT
+    return mass.clamp(min=SMALLEST_SHARE * mass.sum())
+
+
+def released_mean(sums: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
+    """The release: the hospitals' noisy sums together, over the nominal number of patients; classes shrunk if asked.
+
+    Args:
+        sums: (embedding_size,) float32, by hospital; added in the order of their names, so that every party that has
+            the same sums gets the same bits.
+        plan: of the release.
+
+    Raises:
+        FederationError: as `class_means`, where classes are shrunk.
+    """
+    total = np.zeros(embedding_size(plan), dtype=np.float64)
+    for _, value in sorted(sums.items()):
+        total += value
+    mean = (total / (plan.federation.patients * len(sums))).astype(np.float32)
+    if plan.warm_start.shrink_classes:
+        return shrink_classes(torch.from_numpy(mean), plan, hospitals=len(sums)).numpy()
+    return mean
+
+
+def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -> torch.Tensor:
+    """Draws each class's mean to the mean of all, as far as noise explains how far apart they are (post-processing).
+
+    Positive-part James-Stein; features and mean image are shrunk each by its own. Masses stay as they are.
+
+    Args:
+        released_mean: (embedding_size,) the hospitals' noisy sums over hospitals times `federation.patients`.
+        plan: of the release.
+        hospitals: how many noisy sums it holds.
+
+    Returns:
+        (embedding_size,) a release as `class_means` takes it.
+
+    Raises:
+        FederationError: as `class_means`.
+    """
+    means = class_means(released_mean, plan).means  # (labels, block - 1)
+    blocks = released_mean.reshape(len(means), -1)
+    mass, total = _masses(blocks), blocks[:, -1].sum() / MASS_WEIGHT  # (labels,), scalar
+    together = blocks[:, :-1].sum(0) / total
+    apart = means - together
+    # Noise of one number of b_c / m_c - sum(b) / M, where each b holds noise of its own.
+    noise = plan.warm_start.noise_multiplier / (math.sqrt(hospitals) * plan.federation.patients)
+    variance = noise**2 * ((1 / mass - 1 / total).square() + (len(mass) - 1) / total**2)  # (labels,)
+    parts = []
+    for part in apart.split((plan.warm_start.features, apart.shape[1] - plan.warm_start.features), dim=1):
+        explained = max(0, part.shape[1] - 2) * variance / part.square().sum(1)  # (labels,) share of the distance
+        parts.append(part * (1 - explained).clamp(min=0)[:, None])
+    shrunk = (together + torch.cat(parts, dim=1)) * mass[:, None]
+    return torch.cat([shrunk, blocks[:, -1:]], dim=1).reshape(-1)
+
+
+def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:
+    """The plan whose label prior is the class shares of the release, where `image.released_prior` asks for it.
+
+    A noisy histogram of the classes that costs nothing more: its masses are part of the charged release. Shares are
+    rounded to a thousandth and none is below SMALLEST_SHARE, so that every party derives the same ones.
+    """
+    if released_mean is None or not plan.image.released_prior:
+        return plan
+    shares = class_means(released_mean, plan).shares.double()
+    thousandths = (1000 * shares).round().clamp(min=1)
+    thousandths[thousandths.argmax()] += 1000 - thousandths.sum()
+    prior = tuple(float(share) / 1000 for share in thousandths)
+    return dataclasses.replace(plan, image=dataclasses.replace(plan.image, label_prior=prior))
+
+
+def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Feature matching to the release: squared distance of class means, unbiased (`losses.class_distance`).
+
+    Args:
+        images: float (b, planes, h, w) fakes, in the plan's range.
+        labels: int64 (b,).
+        released_mean: see `class_means`.
+        plan: of the release.
+
+    Returns:
+        Scalar. Reads only public and released values.
+    """
+    vectors = embed_images(images, plan)[:, :-1]  # (b, block - 1)
+    return class_distance(vectors, labels, class_means(released_mean, plan).means.to(vectors))
+
+
+def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Mean square of what shrinking to the feature size takes away: the release says nothing about it.
+
+    Left free it fills with patterns that no real image has, which a classifier then learns; the warm start draws
+    smooth images instead, and leaves detail to the adversarial steps.
+    """
+    if plan.warm_start.feature_size == images.shape[-1]:
+        return images.new_zeros(())
+    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size)
+    smooth = interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return (images - smooth).square().mean()
+
+
+def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan, progress: Progress = silent) -> None:
+    """Fits the generator, in place, to the release: Adam, learning rate falling to 0 along a cosine.
+
+    Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
+
+    Args:
+        generator: changed in place, left in training mode.
+        released_mean: see `class_means`.
+        plan: [warm_start] gives steps, batch and learning rate.
+        progress: told ("warm start", steps done, steps).
+    """
+    warm = plan.warm_start
+    public = torch.Generator().manual_seed(plan.seed)
+    labels = torch.arange(warm.batch) % len(plan.image.labels)
+    optimizer = torch.optim.Adam(generator.parameters(), warm.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, warm.steps)
+    generator.train()
+    for step in range(warm.steps):
+        z = torch.randn(warm.batch, plan.model.latent, generator=public)
+        images = generator(z, labels)  # (b, planes, h, w)
+        loss = embedding_loss(images, labels, released_mean, plan)
+        loss = loss + warm.detail_weight * unseen_detail(images, plan)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress("warm start", step + 1, warm.steps)
+
+
+def _block_size(plan: Plan) -> int:
+    return plan.warm_start.features + plan.planes * plan.warm_start.feature_size**2 + 1
+
+
+@lru_cache(maxsize=4)
+def _frequencies(plan: Plan) -> torch.Tensor:
+    """Random frequencies (pixels, features / 2), the same at every party: from NumPy's PCG64 and the public seed."""
+    pixels = plan.planes * plan.warm_start.feature_size**2
+    public = np.random.Generator(np.random.PCG64(plan.seed))
+    normal = public.standard_normal((pixels, plan.warm_start.features // 2), dtype=np.float32)
+    scales = np.array([plan.warm_start.bandwidth, *plan.warm_start.more_bandwidths], dtype=np.float32)
+    return torch.from_numpy(normal / scales[np.arange(normal.shape[1]) % len(scales)])
+
+
+def _first_images(owners: torch.Tensor, patients: int, most: int) -> torch.Tensor:
+    """Indices, sorted by owner, of each patient's first `most` images in the cohort's order."""
+    order = torch.argsort(owners, stable=True)
+    counts = torch.bincount(owners, minlength=patients)
+    first = torch.cumsum(counts, 0) - counts  # (patients,) place of each patient's first image in `order`
+    rank = torch.arange(len(order)) - first[owners[order]]
+    return order[rank < most]

@@ -1,0 +1,69 @@
+"""The embedded engine plays hospitals in processes of their own, and survives one that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from ghostnet.exchange import protocol
+from ghostnet.simulation.embedded import EmbeddedGrid
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def grid(tmp_path: Path):  # noqa: ANN201
+    made = EmbeddedGrid([tmp_path / "a.toml", tmp_path / "b.toml", tmp_path / "c.toml"], workers=2)
+    yield made
+    made.close()
+
+
+def _requests(grid: EmbeddedGrid) -> list[Message]:
+    content = {"plan": "{}", "run-id": "00" * 16}
+    return [
+        Message(RecordDict({protocol.CONFIG: ConfigRecord(content)}), dst_node_id=node, message_type=protocol.JOIN)
+        for node in grid.get_node_ids()
+    ]
+
+
+def test_every_hospital_answers_and_its_files_are_opened_in_another_process(grid: EmbeddedGrid) -> None:
+    requests = _requests(grid)
+    replies = grid.send_and_receive(requests, timeout=60)
+    assert sorted(r.metadata.src_node_id for r in replies) == grid.get_node_ids()
+    assert {r.metadata.reply_to_message_id for r in replies} == {m.metadata.message_id for m in requests}
+    assert all(r.has_error() for r in replies)  # their site files do not exist
+    pids = {worker.process.pid for worker in grid._workers if worker.process}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_a_worker_that_is_killed_answers_with_an_error_and_works_again(grid: EmbeddedGrid) -> None:
+    grid.send_and_receive(_requests(grid), timeout=60)
+    victim = grid._workers[0].process
+    assert victim is not None
+    os.kill(victim.pid, signal.SIGSTOP)  # the next message is on its way when it dies
+    ids = grid.push_messages(_requests(grid)[:1])
+    os.kill(victim.pid, signal.SIGKILL)
+    replies: list[Message] = []
+    while not replies:
+        replies = grid.pull_messages(ids)
+    assert replies[0].has_error()
+    assert "ended" in replies[0].error.reason
+    again = grid.send_and_receive(_requests(grid)[:1], timeout=60)
+    assert len(again) == 1
+    assert "its log" in again[0].error.reason or "could not answer" in again[0].error.reason
+
+
+def test_hospitals_that_do_not_answer_in_time_are_left_out(grid: EmbeddedGrid) -> None:
+    grid.send_and_receive(_requests(grid), timeout=60)
+    for worker in grid._workers:
+        assert worker.process is not None
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    assert grid.send_and_receive(_requests(grid), timeout=0.5) == []
+    for worker in grid._workers:
+        assert worker.process is not None
+        os.kill(worker.process.pid, signal.SIGCONT)
