@@ -15,9 +15,6 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution
-from opacus.accountants.analysis import rdp
-from scipy.optimize import brentq
 
 from ghostnet.accounting.events import (
     Event,
@@ -204,6 +201,8 @@ def _epsilon_pld(composition: Composition, delta: float, interval: float) -> flo
 
 @lru_cache(maxsize=8)  # tens of megabytes each; calibration and hospitals_per_patient come back to the same ones
 def _losses(rate: float, sigma: float, interval: float) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution  # here, and Opacus below: seconds to import
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
     )
@@ -217,6 +216,8 @@ def _epsilon_rdp(composition: Composition, delta: float) -> float:
 def _renyi_epsilon(composition: Composition, delta: float, orders: list[float]) -> float:
     if composition[0][1] == 0:
         return math.inf
+    from opacus.accountants.analysis import rdp
+
     divergences = sum(
         np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=count, orders=orders))
         for rate, sigma, count in composition
@@ -236,6 +237,7 @@ def _round_up(epsilon: float) -> float:
 
 def _coarse_root(epsilon_of: Callable[[float], float], target: float) -> int:
     """Grid step near which epsilon crosses the target, found in log-log scale, where the curve is almost straight."""
+    from scipy.optimize import brentq
 
     def excess(log_steps: float) -> float:
         return math.log(min(max(epsilon_of(math.exp(log_steps)), 1e-9), EPSILON_CEILING) / target)

@@ -10,13 +10,14 @@ import typer
 
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.console import progress_bars, results
+from ghostnet.cli.lazy import new_app
 from ghostnet.cli.nested import print_nested
 from ghostnet.errors import AuditError
 
 if TYPE_CHECKING:
     from ghostnet.audit.mechanism import Build, MechanismAudit
 
-app = typer.Typer(help="Audit a ledger, or the private step itself.", no_args_is_help=True)
+app = new_app("Audit a ledger, or the private step itself.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 HOSPITAL = "client.audited:HOSPITAL"

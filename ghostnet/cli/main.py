@@ -7,35 +7,57 @@ import sys
 
 import typer
 
+import ghostnet
 import ghostnet.cli.quiet  # noqa: F401  # first: nobody is told of a run
-from ghostnet.cli import audit, demo, doctor, plan, sampler, simulate, site
 from ghostnet.cli.console import errors
+from ghostnet.cli.lazy import LazyGroup, new_app
 from ghostnet.errors import GhostNetError
 
-app = typer.Typer(
+
+class Commands(LazyGroup):
+    """What `ghostnet` can do."""
+
+    table = {
+        "demo": (
+            "ghostnet.cli.demo:demo",
+            "Train one sampler across three made-up hospitals, in a few minutes on two cores.",
+        ),
+        "simulate": ("ghostnet.cli.simulate:simulate", "Train one sampler across hospitals on this machine."),
+        "sample": (
+            "ghostnet.cli.sampler:sample",
+            "Draw synthetic images from a sampler; DICOM files are marked as synthetic.",
+        ),
+        "verify": (
+            "ghostnet.cli.sampler:verify",
+            "Check a sampler offline: whose keys signed, every file, what hospitals answered, epsilon recomputed.",
+        ),
+        "doctor": ("ghostnet.cli.doctor:doctor", "Say what is missing on this machine and what to do about it."),
+        "plan": ("ghostnet.cli.plan:app", "Check what a plan promises and costs."),
+        "site": ("ghostnet.cli.site:app", "The hospital's own commands."),
+        "audit": ("ghostnet.cli.audit:app", "Audit a ledger, or the private step itself."),
+    }
+
+
+app = new_app(
+    "Train one generator of medical images across hospitals; each enforces its own patients' privacy budget.",
+    cls=Commands,
     name="ghostnet",
-    help="Train one generator of medical images across hospitals; each enforces its own patients' privacy budget.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ghostnet {ghostnet.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: bool = typer.Option(False, "--debug", help="Show a traceback when something goes wrong.")) -> None:
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback when something goes wrong."),
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_tell_version, is_eager=True),
+) -> None:
     if debug:
         os.environ["GHOSTNET_DEBUG"] = "1"
-
-
-app.command("demo")(demo.demo)
-app.command("simulate")(simulate.simulate)
-app.command("sample")(sampler.sample)
-app.command("verify")(sampler.verify)
-app.command("doctor")(doctor.doctor)
-app.add_typer(plan.app, name="plan")
-app.add_typer(site.app, name="site")
-app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

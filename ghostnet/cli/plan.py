@@ -10,12 +10,13 @@ import typer
 from ghostnet.accounting.epsilon import event_to_dict
 from ghostnet.accounting.plan_cost import claim, plan_events, resolve
 from ghostnet.cli.console import results
+from ghostnet.cli.lazy import new_app
 from ghostnet.cli.suggest import suggest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.training import warm_start
 
-app = typer.Typer(help="Check what a plan promises and costs.", no_args_is_help=True)
+app = new_app("Check what a plan promises and costs.")
 
 FLOAT_BYTES = 4
 MASKED_BYTES = 8  # a whole number modulo 2^64

@@ -56,7 +56,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Check a sampler offline: whose keys signed, every file, what the hospitals answered, and epsilon recomputed.
+    """Check a sampler offline: whose keys signed, every file, what hospitals answered, epsilon recomputed.
 
     Exit code 0: every check holds, signed with the keys that you gave. 15, "unknown keys": without --key nothing says
     who made this; all else holds. 9: a check fails; the checks that failed are named. It ends with what even a

@@ -30,7 +30,7 @@ def review(
     approve_all: Annotated[bool, typer.Option("--approve-all", help="Approve every image shown.")] = False,
     revoked: Annotated[Keys | None, typer.Option("--revoke", metavar="KEY", help="Take an approval back.")] = None,
 ) -> None:
-    """Shows held images (ultrasound, captures) before and after blanking, in a local page; or notes what you decided.
+    """Show images that wait for a person, before and after blanking, in a local page; or note what you decided.
 
     With --plan: writes the page. With --approve, --approve-all or --revoke: notes it in state/approved.csv; the next
     `site check` and run go by it. Nothing is sent.

@@ -31,10 +31,7 @@ from tests.evidence.ledgers import PLAN, WARM
 
 REQUESTS = ("warm", "round-1")
 TRACED = (
-    *(
-        f"ghostnet/privacy/{name}.py"
-        for name in ("ledger", "ledger_storage", "ledger_faults", "ledger_witness", "chain")
-    ),
+    *(f"ghostnet/evidence/{name}.py" for name in ("ledger", "storage", "faults", "witness", "chain")),
     "ghostnet/durable.py",
     __file__,
 )

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.config import load_site
 from ghostnet.accounting.plan_cost import claim
-from ghostnet.cli.site import key as site_key
+from ghostnet.cli.site_check import key as site_key
 from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.evidence import ledger as ledger_module
