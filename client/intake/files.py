@@ -25,7 +25,7 @@ U = TypeVar("U")
 
 _SHAPING_CODE = (  # files and whole folders, sub-folders too
     *("preprocess.py", "modalities.py", "quarantine.py", "deidentify", "intake/readers", "intake/sandbox"),
-    *("intake/cache.py", "intake/task.py", "intake/patient_id.py"),
+    *("intake/cache.py", "intake/folder.py", "intake/patient_id.py", "intake/task.py"),
 )
 _SHAPING_LIBRARIES = (
     *("pydicom", "numpy", "opencv-python-headless", "scikit-image", "python-gdcm", "pyjpegls", "pillow", "nibabel"),
