@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution as library
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -71,7 +72,7 @@ def gaussian(sigma: float, count: int = 1) -> GaussianRelease:
 @pytest.fixture
 def distributions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The interval of each privacy loss distribution that is made from here on; nearly all the time goes into them."""
-    library, made = accounting.privacy_loss_distribution, []
+    made: list[float] = []
     make = library.from_gaussian_mechanism
 
     def counted(**given: float) -> object:

@@ -46,7 +46,7 @@ def test_an_attempt_that_takes_up_one_whose_files_are_signed_publishes_them_to_t
     assert len(signed) == 5
     monkeypatch.undo()
     # Another machine draws other pictures; what was signed is what is published all the same.
-    monkeypatch.setattr("ghostnet.sampler.sampler.labelled_grid", lambda samples: b"another machine's picture")
+    monkeypatch.setattr("ghostnet.sampler.write.labelled_grid", lambda samples: b"another machine's picture")
     run(plan, sites, out, resume=True)
     assert content(out / "sampler") == signed
     assert failed(out) == []

@@ -19,7 +19,7 @@ from client.intake.task import Limits
 from client.quarantine import TRANSIENT, Code, Refused
 from tests.client.intake.dicom_files import dicom, picture, save
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_confined_process_reaches_no_server_and_gains_no_privilege() -> None:

@@ -19,7 +19,7 @@ from tests.client.intake.dicom_files import SECRET, image_spec, write_hospital, 
 from tests.client.intake.picture_files import eight_bit, picture_site, write_png, write_table
 from tests.client.test_cohort import NO_WORKER, entries
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 INTAKE = """
 import sys
