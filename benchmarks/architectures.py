@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import torch
 
+from ghostnet.models import architecture
 from ghostnet.plan import Plan, parse_plan
-from ghostnet.plan.compatibility import SIZES
 from ghostnet.privacy.mechanism import join_rows, noised_sum
 from ghostnet.privacy.noise import SystemEntropy, grid_step
 from ghostnet.training.loop import patient_gradients, step_discriminator
@@ -84,7 +84,7 @@ def main() -> None:
 
 def measure(size: int, rows: int, width: int, repeats: int) -> dict[str, object]:
     """Weights, and times of both steps, of every variant that draws this size."""
-    drawn = {name: v for name, v in VARIANTS.items() if size in SIZES[v[0]]}
+    drawn = {name: v for name, v in VARIANTS.items() if size in architecture(v[0]).sizes}
     states = {name: LocalState(_plan(*variant, size, rows, width)) for name, variant in drawn.items()}
     steps = {name: (_discriminator_step(state, rows), _generator_step(state, rows)) for name, state in states.items()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
@@ -121,17 +121,18 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _plan(architecture: str, penalty: str, size: int, rows: int, width: int) -> Plan:
+def _plan(name: str, penalty: str, size: int, rows: int, width: int) -> Plan:
+    record = architecture(name)
     return parse_plan(
         PLAN.format(
-            architecture=architecture,
+            architecture=name,
             penalty=penalty,
             size=size,
             width=width,
             rows=rows,
             fakes=rows // 2,
-            norm="none" if architecture in ("stylegan", "keras28") else "group",
-            loss="wasserstein" if architecture.startswith("wgan") else "non-saturating",
+            norm=record.norms[0],
+            loss=(record.losses or ("non-saturating",))[0],
         )
     )
 

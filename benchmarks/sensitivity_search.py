@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.hostile_weights import CRAFTS, draw_ordinary
-from ghostnet.models import build_discriminator
+from ghostnet.models import architecture, build_discriminator
 from ghostnet.plan import Plan, parse_plan
 from ghostnet.privacy import blocks, mechanism, releases
 from ghostnet.privacy.blocks import Block, block_rows
@@ -328,9 +328,9 @@ def exact_totals() -> Iterator[list[Tensor]]:
 
 def drawn_plan(network: str, rng: random.Random) -> Plan:
     """A plan of the network with labels, planes and width drawn; values need not be what a plan file may hold."""
-    architecture, size, penalty = NETWORKS[network]
+    name, size, penalty = NETWORKS[network]
     labels = rng.choice((1, 2, 2, 3, 20))
-    width = rng.choice((4,) * 20 + ((4, 5, 7, 8) if architecture == "stylegan" else (6, 8, 12, 16)))
+    width = rng.choice((4,) * 20 + ((4, 5, 7, 8) if name == "stylegan" else (6, 8, 12, 16)))
     if penalty != "patient" and rng.random() < 0.01:
         width = 64
     return replace_in(
@@ -343,27 +343,24 @@ def drawn_plan(network: str, rng: random.Random) -> Plan:
         },
         model={
             "discriminator_width": width,
-            "discriminator_norm": rng.choice(("none", "group")) if _has_norms(architecture) else "none",
+            "discriminator_norm": rng.choice(sorted(architecture(name).norms, reverse=True)),
         },
     )
 
 
 def network_plan(network: str) -> Plan:
     """A plan of the network with everything else at its default."""
-    architecture, size, penalty = NETWORKS[network]
+    name, size, penalty = NETWORKS[network]
+    record = architecture(name)
     return parse_plan(
         PLAN.format(
-            architecture=architecture,
+            architecture=name,
             size=size,
             penalty=penalty,
-            norm="group" if _has_norms(architecture) else "none",
-            loss="wasserstein" if architecture.startswith("wgan") else "non-saturating",
+            norm=record.norms[0],
+            loss=(record.losses or ("non-saturating",))[0],
         )
     )
-
-
-def _has_norms(architecture: str) -> bool:
-    return architecture not in ("stylegan", "keras28")
 
 
 def replace_in(plan: Plan, **tables: dict[str, object]) -> Plan:
@@ -412,7 +409,7 @@ def crafted_discriminator(
     plan: Plan, patients: Patients, rng: random.Random, stream: torch.Generator
 ) -> tuple[str, nn.Module]:
     """A discriminator with crafted weights, and their kind."""
-    discriminator = build_discriminator(plan)
+    discriminator = build_discriminator(plan.networks)
     if rng.random() < 0.5:
         draw_ordinary(discriminator, stream)
     kind = rng.choice(list(CRAFTS))
@@ -459,7 +456,7 @@ def self_test_ms() -> dict[str, float]:
     found: dict[str, float] = {}
     for network in NETWORKS:
         plan = network_plan(network)
-        gradients = patient_gradients(build_discriminator(plan), plan)
+        gradients = patient_gradients(build_discriminator(plan.networks), plan)
         fakes, labels = torch.zeros(2, 1, plan.image.size, plan.image.size), torch.zeros(2, dtype=torch.int64)
         rows = join_rows(images=fakes[:0], labels=labels[:0], groups=labels[:0], fakes=fakes, fake_labels=labels)
         mechanism._PROVEN.clear()
@@ -472,7 +469,9 @@ def self_test_ms() -> dict[str, float]:
     )
     calls: dict[str, Callable[[], object]] = {
         "warm start, 64 px": lambda: list(iter_patient_embeddings(one, plan)),
-        "perceptual release, dcgan 64": lambda: release_features(build_discriminator(plan), one, plan, SystemEntropy()),
+        "perceptual release, dcgan 64": lambda: release_features(
+            build_discriminator(plan.networks), one, plan, SystemEntropy()
+        ),
         "utility counts, 64 px": lambda: scores(build_classifier(channels=1, classes=2).eval(), one.images),
     }
     for name, call in calls.items():

@@ -18,6 +18,7 @@ from ghostnet.accounting.epsilon import epsilon_pld
 from ghostnet.accounting.events import Event, SharedNoiseSteps, coalition_events
 from ghostnet.accounting.plan_cost import claim, plan_events
 from ghostnet.errors import GhostNetError, PolicyError
+from ghostnet.models import REGISTRY, architecture
 from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
 from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 
@@ -48,7 +49,6 @@ _RANGE_OF = {  # (least, most) of the numbers that a patient's arithmetic meets,
     "training.ema": (0.0, 1.0),
 }
 _MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
-_MOST_MAPS = 31  # times discriminator_width: channels of all layers together, at most, of every architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,9 @@ def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:
     block = _whole(warm.features) + planes * _whole(warm.feature_size) ** 2 + 1
     yield "labels x warm-start numbers", labels * block, _MOST_NUMBERS
     if _number(training.perceptual_noise_multiplier) != 0:
-        features = _MOST_MAPS * _whole(plan.model.discriminator_width)
+        known = plan.model.architecture in REGISTRY
+        widths = architecture(plan.model.architecture).feature_widths if known else math.inf
+        features = widths * _whole(plan.model.discriminator_width)
         yield "labels x discriminator features", labels * (features + 1), _MOST_NUMBERS
 
 
@@ -226,8 +228,13 @@ def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
             f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_LEAST_CLIP_NORM} to {_MOST_CLIP_NORM}, where "
             "float32 gradients are bounded as claimed"
         )
-    if plan.model.discriminator_norm not in ("none", "group"):
-        yield f"P11: model.discriminator_norm = {plan.model.discriminator_norm!r} couples patients; use none or group"
+    if plan.model.architecture not in REGISTRY:
+        yield f"P11: model.architecture = {plan.model.architecture!r} is not one of {', '.join(REGISTRY)}"
+    elif plan.model.discriminator_norm not in (norms := architecture(plan.model.architecture).norms):
+        yield (
+            f"P11: model.discriminator_norm = {plan.model.discriminator_norm!r} couples patients or is not of this "
+            f"network; use {' or '.join(norms)}"
+        )
     if plan.federation.share not in ("generator", "gan", "pooled"):
         yield f"P11: federation.share = {plan.federation.share!r} is not something that this hospital releases"
     if plan.federation.share == "pooled":

@@ -249,7 +249,7 @@ class Site:
 
         def receive() -> Answer:
             masks = self._masks(plan, run_id).masks(roster)
-            network = build_discriminator(plan)
+            network = build_discriminator(plan.networks)
             load_arrays(network, discriminator)
 
             def answer() -> Arrays:
@@ -291,7 +291,7 @@ class Site:
 
         def receive() -> Answer:
             plan_epsilons(plan)  # finite, or there will be nothing to sign
-            load_arrays(build_generator(plan), generator)
+            load_arrays(build_generator(plan.networks), generator)
             released = {name: public[name] for name in (protocol.RELEASED_MEAN,) if name in public}
             mean = received_mean(plan, released) if plan.image.released_prior else None
             check_publication(publication, plan, run_id, generator, mean)

@@ -100,7 +100,7 @@ def coordinate(
 
     # Round 0: one noised sum of embeddings from each; the generator is fitted to their mean.
     torch.manual_seed(plan.seed)
-    generator = build_generator(plan)
+    generator = build_generator(plan.networks)
     if checkpoint.weights:
         load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:
@@ -159,7 +159,7 @@ def _train(
     rounds_left = plan.federation.rounds - rounds_done
     if rounds_left <= 0:
         return
-    discriminator = build_discriminator(plan) if plan.federation.share == "gan" else None
+    discriminator = build_discriminator(plan.networks) if plan.federation.share == "gan" else None
     if discriminator is not None and (kept := split_pair(checkpoint.weights)[1]):
         load_arrays(discriminator, kept)
     strategy = CheckedStrategy(

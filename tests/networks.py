@@ -6,42 +6,41 @@ import dataclasses
 
 import torch
 
-from ghostnet.plan import Architecture, Plan
+from ghostnet.models import REGISTRY, architecture
+from ghostnet.plan import Plan
 from ghostnet.training.cohort import Cohort
 from tests.plans import tiny_plan, tiny_plan_text
 
-ARCHITECTURES: tuple[Architecture, ...] = ("dcgan", "wgan", "wgan-gp", "stylegan", "keras28")
-SIZES = {architecture: 32 if architecture == "stylegan" else 28 for architecture in ARCHITECTURES}
+ARCHITECTURES = tuple(REGISTRY)
+SIZES = {name: min(architecture(name).sizes) for name in ARCHITECTURES}
 """The smallest that each draws."""
 
 
-def network_plan_text(architecture: str, **replacements: str) -> str:
+def network_plan_text(name: str, **replacements: str) -> str:
     """The tiny plan's TOML for an architecture at its smallest size, its networks 4 channels wide."""
-    norm = "none" if architecture in ("stylegan", "keras28") else "group"
-    loss = "wasserstein" if architecture.startswith("wgan") else "non-saturating"
+    norm, loss = _fitting(name)
     lines = {
-        "size": f"size = {SIZES[architecture]}",
+        "size": f"size = {SIZES[name]}",
         "generator_width": "generator_width = 4",
         "discriminator_width": "discriminator_width = 4",
-        "latent": f'latent = 8\narchitecture = "{architecture}"\ndiscriminator_norm = "{norm}"',
+        "latent": f'latent = 8\narchitecture = "{name}"\ndiscriminator_norm = "{norm}"',
         "discriminator_steps": f'discriminator_steps = 2\nloss = "{loss}"',
     }
     return tiny_plan_text(**(lines | replacements))
 
 
-def network_plan(architecture: str, **tables: dict[str, object]) -> Plan:
+def network_plan(name: str, **tables: dict[str, object]) -> Plan:
     """The same, parsed, with values of some tables replaced: network_plan("wgan", training={"weight_clip": 0.1}).
 
     The replacements are not checked: a test may ask for what no plan file could.
     """
-    size = SIZES[architecture]
-    norm = "none" if architecture in ("stylegan", "keras28") else "group"
-    loss = "wasserstein" if architecture.startswith("wgan") else "non-saturating"
+    size = SIZES[name]
+    norm, loss = _fitting(name)
     plan = tiny_plan()
     base: dict[str, dict[str, object]] = {
         "image": {"size": size},
         "model": {
-            "architecture": architecture,
+            "architecture": name,
             "generator_width": 4,
             "discriminator_width": 4,
             "discriminator_norm": norm,
@@ -51,6 +50,12 @@ def network_plan(architecture: str, **tables: dict[str, object]) -> Plan:
     names = base.keys() | tables.keys()
     parts = {n: dataclasses.replace(getattr(plan, n), **(base.get(n, {}) | tables.get(n, {}))) for n in names}
     return dataclasses.replace(plan, **parts)
+
+
+def _fitting(name: str) -> tuple[str, str]:
+    """The first normalisation and the first loss that fit."""
+    record = architecture(name)
+    return record.norms[0], (record.losses or ("non-saturating",))[0]
 
 
 def plan_cohort(plan: Plan, *, patients: int = 20, seed: int = 0) -> Cohort:

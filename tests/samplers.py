@@ -48,8 +48,8 @@ def sums_of(plan: Plan) -> dict[str, np.ndarray]:
 
 def answers_of(plan: Plan) -> dict[str, Arrays]:
     """Each hospital's answer to the last round: weights near the initial ones."""
-    discriminator = build_discriminator(plan) if plan.federation.share == "gan" else None
-    start, rng = join_pair(build_generator(plan), discriminator), np.random.default_rng(2)
+    discriminator = build_discriminator(plan.networks) if plan.federation.share == "gan" else None
+    start, rng = join_pair(build_generator(plan.networks), discriminator), np.random.default_rng(2)
     return {
         site: {
             name: array + np.float32(0.1) * rng.random(array.shape, dtype=np.float32) for name, array in start.items()
@@ -60,7 +60,7 @@ def answers_of(plan: Plan) -> dict[str, Arrays]:
 
 def transcript_of(plan: Plan) -> tuple[Arrays, torch.nn.Module]:
     """What is published of the answers, and the generator that they make."""
-    record, generator = transcript.warm_start_record(sums_of(plan)), build_generator(plan)
+    record, generator = transcript.warm_start_record(sums_of(plan)), build_generator(plan.networks)
     if plan.federation.is_pooled or plan.federation.rounds == 0:
         return record, generator
     answers = answers_of(plan)

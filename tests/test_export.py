@@ -46,7 +46,7 @@ def make_sampler(folder: Path, *, channels: int = 1, mask_channels: int = 1) -> 
         privacy=PrivacySpec(epsilon=4.0, delta=1e-5, sampling_rate=0.1, steps=10),
         federation=FederationSpec(rounds=1, patients=100),
     )
-    write_sampler(folder, build_generator(plan), plan)
+    write_sampler(folder, build_generator(plan.networks), plan)
     return Sampler.load(folder)
 
 

@@ -86,7 +86,7 @@ def test_a_public_start_brings_the_generator_nearer_to_its_images():
     plan = _plan(warm_start={"public": "procedural", "steps": 40})
     public = load_public(plan, Path())
     assert torch.equal(public.images, load_public(plan, Path()).images)
-    generator = build_generator(plan)
+    generator = build_generator(plan.networks)
     labels = torch.arange(64) % len(plan.image.labels)
     z = torch.randn(64, plan.model.latent, generator=torch.Generator().manual_seed(0))
     target = warm_start.embed_images(public.images, plan).mean(0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ghostnet.models import architecture as record_of
 from ghostnet.models import build_discriminator
 from ghostnet.models.wgan import clip_weights
 from ghostnet.privacy.mechanism import PatientGradients
 from ghostnet.privacy.penalised import InputPenalty, PenalisedGradients
 from ghostnet.training import loop
 from ghostnet.training.loop import patient_gradients, step_discriminator, train_round
-from ghostnet.training.losses import fakes_penalty, input_penalty
+from ghostnet.training.losses import fakes_penalty
 from ghostnet.training.state import LocalState
 from tests.entropy import SeededEntropy
 from tests.networks import ARCHITECTURES, network_plan, plan_cohort
@@ -62,15 +63,17 @@ def test_clipping_leaves_weights_within_the_bound_alone():
 @pytest.mark.parametrize("architecture", ["wgan-gp", "stylegan", "dcgan"])
 def test_a_step_of_the_penalty_at_fakes_lowers_it(architecture):
     plan = network_plan(architecture, training={"gradient_penalty_weight": 10.0})
-    network, (images, labels) = build_discriminator(plan), fakes(plan)
+    network, (images, labels) = build_discriminator(plan.networks), fakes(plan)
 
     def penalty() -> float:
         images.requires_grad_()
         (gradient,) = torch.autograd.grad(network(images, labels).sum(), images)
-        return float(input_penalty(plan).of(gradient.flatten(1).square().sum(1)).mean())
+        return float(record_of(architecture).penalty.of(gradient.flatten(1).square().sum(1)).mean())
 
     before = penalty()
-    gradients = fakes_penalty(network, images, labels, plan)
+    gradients = fakes_penalty(
+        network, images, labels, penalty=record_of(architecture).penalty, weight=10.0, norm_bound=1.0
+    )
     scale = 1e-3 / float(torch.cat([g.flatten() for g in gradients]).norm())
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.data -= scale * gradient
@@ -78,8 +81,9 @@ def test_a_step_of_the_penalty_at_fakes_lowers_it(architecture):
 
 
 def test_the_penalty_at_fakes_cannot_drown_the_patients_part():
-    plan = network_plan("stylegan", privacy={"clip_norm": 0.25}, training={"gradient_penalty_weight": 1e6})
-    gradients = fakes_penalty(build_discriminator(plan), *fakes(plan), plan)
+    plan = network_plan("stylegan")
+    network = build_discriminator(plan.networks)
+    gradients = fakes_penalty(network, *fakes(plan), penalty=InputPenalty.R1, weight=1e6, norm_bound=0.25)
     assert float(torch.cat([g.flatten() for g in gradients]).norm()) == pytest.approx(0.25, rel=1e-4)
 
 
@@ -87,7 +91,7 @@ def test_the_penalty_at_fakes_is_added_after_the_noise_and_only_where_the_plan_h
     moved = {}
     for place in ("none", "fakes", "patient"):
         plan = network_plan("stylegan", training={"gradient_penalty": place})
-        network, (images, labels) = build_discriminator(plan), fakes(plan)
+        network, (images, labels) = build_discriminator(plan.networks), fakes(plan)
         before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
         optimizer = torch.optim.SGD(network.parameters(), 1.0)
         step_discriminator(network, optimizer, zero_sums(network), images, labels, plan)
@@ -97,11 +101,11 @@ def test_the_penalty_at_fakes_is_added_after_the_noise_and_only_where_the_plan_h
 
 
 def test_the_plan_decides_what_computes_a_patients_gradient():
-    assert input_penalty(network_plan("wgan-gp")) is InputPenalty.LIPSCHITZ
-    assert input_penalty(network_plan("stylegan")) is InputPenalty.R1
+    assert record_of("wgan-gp").penalty is InputPenalty.LIPSCHITZ
+    assert record_of("stylegan").penalty is InputPenalty.R1
     for place, engine in (("auto", PatientGradients), ("fakes", PatientGradients), ("patient", PenalisedGradients)):
         plan = network_plan("stylegan", training={"gradient_penalty": place})
-        assert isinstance(patient_gradients(build_discriminator(plan), plan), engine)
+        assert isinstance(patient_gradients(build_discriminator(plan.networks), plan), engine)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

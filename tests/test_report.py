@@ -72,7 +72,7 @@ def report() -> dict[str, Any]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> ReportFigures:
-    write_sampler(tmp_path / "sampler", build_generator(PLAN), PLAN)
+    write_sampler(tmp_path / "sampler", build_generator(PLAN.networks), PLAN)
     return draw_figures(Sampler.load(tmp_path / "sampler"), per_label=4)
 
 

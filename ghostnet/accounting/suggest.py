@@ -23,7 +23,8 @@ from scipy.stats import norm
 
 from ghostnet.accounting.plan_cost import resolve
 from ghostnet.errors import PlanError
-from ghostnet.plan import Plan, plan_from_dict
+from ghostnet.models import architecture
+from ghostnet.plan import ModelSpec, Plan, plan_from_dict
 
 FIGURES_SHARE = 0.05  # of mu^2: the counts behind the utility figures
 WARM_SHARES = (0.05, 0.6)  # of mu^2, least and most, where adversarial steps follow
@@ -36,7 +37,6 @@ RELEASES = ((16, 4000), (16, 2000), (16, 1000), (16, 500), (8, 200), (8, 100))
 """(pixels a side, random features) of a release, longest first. More pixels did worse on MNIST and on chest X-rays: the
 fit fills fine detail with grain. On skin lesions the last did better than 32 pixels by far."""
 MOST_SAMPLED = 0.25  # q: more of a cohort a step costs time and gains nothing
-MILLISECONDS_A_ROW = 3.0  # of a private step, DCGAN of width 24 at 64 pixels, two cores (benchmarks/architectures.py)
 
 Verdict = Literal["useful", "rough", "too few patients"]
 
@@ -207,7 +207,7 @@ def _verdict(signal: float) -> Verdict:
 
 def _add_steps(tables: dict[str, Any], smallest: int, size: int, minutes: float) -> None:
     """Few large steps: along a budget the signal n * mu does not depend on their number, traffic and noise do."""
-    milliseconds = MILLISECONDS_A_ROW * (size / 64) ** 2
+    milliseconds = architecture(ModelSpec().architecture).row_milliseconds * (size / 64) ** 2
     sampling_rate = min(MOST_SAMPLED, max(32, min(300, smallest // 10)) / smallest)
     fakes = max(16, round(sampling_rate * smallest))
     steps = int(minutes * 60_000 / (milliseconds * 2 * fakes))

@@ -97,7 +97,7 @@ def check_draws(drawn: Mapping[str, tuple[Draws, Draws]]) -> Finding:
 
 def _lengths(plan: Plan) -> dict[str, int]:
     """Numbers in one release of each kind."""
-    discriminator = build_discriminator(plan)
+    discriminator = build_discriminator(plan.networks)
     image = torch.zeros(1, plan.planes, plan.image.size, plan.image.size)
     with torch.no_grad():
         features = embed(discriminator, image).shape[1]

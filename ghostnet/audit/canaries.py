@@ -199,7 +199,7 @@ def build_networks(plan: Plan, canaries: int) -> tuple[nn.Module, DiscriminatorW
     """Generator, and discriminator with its port; the same for the same plan, and no global seed is moved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        generator, network = build_generator(plan), build_discriminator(plan)
+        generator, network = build_generator(plan.networks), build_discriminator(plan.networks)
     return generator, DiscriminatorWithPort(network, canaries, OVERSHOOT * plan.privacy.clip_norm)
 
 

@@ -134,7 +134,7 @@ def check_block_boundaries(
         for others, rows, scale in boundaries:
             cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
             plan = replace(plan, training=replace(plan.training, physical_rows=rows))
-            build = partial(build_discriminator, plan)
+            build = partial(build_discriminator, plan.networks)
             for made in crafted_weights(build, lambda network, at=cohort: network(at.images, at.labels), scale):
                 words = f"{name}, {made.words}, {rows} rows at once"
                 moves.try_neighbours(without_noise(step, plan, 1.0, made.network), cohort, words)
@@ -177,7 +177,7 @@ class Moves:
 def without_noise(step: StepSum, plan: Plan, clip_norm: float, discriminator: nn.Module | None = None) -> Sum:
     """A step's sum without noise as a function of the cohort alone."""
     plan = replace(plan, privacy=replace(plan.privacy, clip_norm=clip_norm))
-    network = discriminator or build_discriminator(plan)
+    network = discriminator or build_discriminator(plan.networks)
     return lambda cohort: step(plan, network, cohort, NoEntropy())
 
 

@@ -161,7 +161,7 @@ def noise_of_steps(train_round: TrainRound, plan: Plan, entropy: Entropy, *, ste
     cohort = drawn_cohort(plan, (1, 2, 5, 1))
 
     def released(first: int, count: int, source: Entropy) -> list[dict[str, Tensor]]:
-        network, generator = build_discriminator(plan), FixedFakes(public_fakes(plan))
+        network, generator = build_discriminator(plan.networks), FixedFakes(public_fakes(plan))
         return released_sums(
             train_round, generator, network, cohort, plan, first_step=first, steps=count, entropy=source
         )
@@ -179,7 +179,7 @@ def noise_of_steps(train_round: TrainRound, plan: Plan, entropy: Entropy, *, ste
 def noise_of_shares(noised_share: NoisedShare, plan: Plan, entropy: Entropy, *, steps: int = STEPS) -> Noise:
     """Noise by tensor of one hospital's shares of pooled steps, in units of a share's accounted size."""
     plan = everyone(as_pooled(replace(plan, training=replace(plan.training, physical_rows=4))))
-    cohort, network, std = drawn_cohort(plan, (1, 2, 5, 1)), build_discriminator(plan), pooled.share_std(plan)
+    cohort, network, std = drawn_cohort(plan, (1, 2, 5, 1)), build_discriminator(plan.networks), pooled.share_std(plan)
 
     def share(source: Entropy) -> Tensor:
         return from_grid(torch.as_tensor(noised_share(network, cohort, plan, entropy=source)), std=std)

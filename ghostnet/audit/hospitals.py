@@ -140,7 +140,7 @@ def finish(hospital: Hospital, run_id: str, plan: Plan, classifier: nn.Module | 
     public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(model).items()}
     if classes == 2:
         public[protocol.SCORE_EDGES] = score_edges(plan)
-    generator = to_arrays(build_generator(plan))
+    generator = to_arrays(build_generator(plan.networks))
     return hospital.finish(plan, run_id, generator, public)
 
 
@@ -185,8 +185,8 @@ Form = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 def _answers(hospital: Hospital, run: Run, plan: Plan) -> Iterator[tuple[Arrays, Form]]:
     """Every answer of a run, and the form of what the plan releases there."""
-    network = build_discriminator(plan)
-    weights = join_pair(build_generator(plan), network if plan.federation.share == "gan" else None)
+    network = build_discriminator(plan.networks)
+    weights = join_pair(build_generator(plan.networks), network if plan.federation.share == "gan" else None)
     mean = {protocol.RELEASED_MEAN: np.full(embedding_size(plan), 0.1, np.float32)}
     if plan.warm_start.noise_multiplier:
         yield (
@@ -225,7 +225,7 @@ def masked_steps(open_hospital: OpenHospital, plan: Plan, entropy: Source, *, pa
     """All messages of a pooled run: int64 (steps, hospitals, d). Every hospital has these patients."""
     count = plan.federation.hospitals
     with joined(open_hospital, [patients] * count, plan, [entropy] * count) as run:
-        weights = to_arrays(build_discriminator(plan))
+        weights = to_arrays(build_discriminator(plan.networks))
         return np.stack(
             [
                 [

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ghostnet.audit.canaries import FixedFakes, TrainRound, idle_optimizers
 from ghostnet.errors import AuditError, PlanError
 from ghostnet.exchange import pooled
-from ghostnet.plan import Architecture, FederationSpec, GradientPenalty, Loss, Norm, Plan
-from ghostnet.plan.compatibility import SIZES, check_networks
-from ghostnet.plan.spec import penalty_place
+from ghostnet.models import REGISTRY, architecture
+from ghostnet.plan import FederationSpec, GradientPenalty, Loss, Plan
+from ghostnet.plan.compatibility import check_networks
 from ghostnet.privacy.noise import Entropy, from_grid
 from ghostnet.training.cohort import Cohort
 
@@ -42,31 +42,31 @@ def step_kinds(base: Plan) -> dict[str, Plan]:
     """
     kinds: dict[str, Plan] = {}
     seen: set[Loss] = set()
-    for architecture in get_args(Architecture):
+    for name in REGISTRY:
         for penalty in _PENALTIES:
-            fitting = [loss for loss in get_args(Loss) if _fitting(base, architecture, penalty, loss) is not None]
+            fitting = [loss for loss in get_args(Loss) if _fitting(base, name, penalty, loss) is not None]
             for loss in [loss for loss in fitting if loss == fitting[0] or loss not in seen]:
-                plan = _fitting(base, architecture, penalty, loss)
+                plan = _fitting(base, name, penalty, loss)
                 if plan is not None:
                     seen.add(loss)
-                    place = penalty_place(architecture, penalty)
-                    kinds[f"{architecture} {loss}" + (f" penalty at {place}" if place != "none" else "")] = plan
+                    place = architecture(name).penalty_place(penalty)
+                    kinds[f"{name} {loss}" + (f" penalty at {place}" if place != "none" else "")] = plan
     return kinds
 
 
-def _fitting(base: Plan, architecture: Architecture, penalty: GradientPenalty, loss: Loss) -> Plan | None:
+def _fitting(base: Plan, name: str, penalty: GradientPenalty, loss: Loss) -> Plan | None:
     """The plan with these networks; None where they do not go together."""
-    norms: tuple[Norm, ...] = ("group", "none")
-    for norm in norms:
+    record = architecture(name)
+    for norm in record.norms:
         model = replace(
             base.model,
-            architecture=architecture,
+            architecture=name,
             discriminator_norm=norm,
             generator_width=WIDTH,
             discriminator_width=WIDTH,
         )
         training = replace(base.training, loss=loss, gradient_penalty=penalty, weight_clip=100.0)
-        image = replace(base.image, size=min(SIZES[architecture]))
+        image = replace(base.image, size=min(record.sizes))
         plan = replace(base, image=image, model=model, training=training)
         try:
             check_networks(plan, "audit")

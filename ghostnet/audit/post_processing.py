@@ -67,7 +67,7 @@ def _left(train_round: TrainRound, plan: Plan, cohort: Cohort, entropy: Entropy)
         privacy=replace(plan.privacy, sampling_rate=1.0, steps=_STEPS),
         training=replace(plan.training, discriminator_steps=1, **adaptive),  # type: ignore[arg-type]
     )
-    generator, discriminator = build_generator(plan), build_discriminator(plan)
+    generator, discriminator = build_generator(plan.networks), build_discriminator(plan.networks)
     idle = idle_optimizers(generator, discriminator)
     for optimizer, rate in ((idle.generator, 1e-3), (idle.discriminator, 1e-2)):
         optimizer.param_groups[0]["lr"] = rate

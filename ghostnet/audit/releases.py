@@ -104,7 +104,9 @@ def releases_of(
     confusion = build_classifier(channels=plan.image.channels, classes=WIDE_LABELS)
     found.append(_counts(open_hospital, wide, confusion, "utility counts of a confusion table"))
     for name, own in _by_architecture(plan, kinds).items():
-        found.append(_features(noised_features, own, build_discriminator(own), f"perceptual features of {name}"))
+        found.append(
+            _features(noised_features, own, build_discriminator(own.networks), f"perceptual features of {name}")
+        )
     return found
 
 
@@ -122,7 +124,7 @@ def harmful_releases(
         for name, own in _by_architecture(plan, kinds).items():
             drawn = drawn_cohort(own, (1,) * (others + 1), seed=others)
             run = partial(_run, cohort=drawn)
-            for made in crafted_weights(partial(build_discriminator, own), run, SCALE):
+            for made in crafted_weights(partial(build_discriminator, own.networks), run, SCALE):
                 words = f"perceptual features of {name}, {made.words}"
                 yield _features(noised_features, own, made.network, words), drawn
 

@@ -41,7 +41,7 @@ _NAME = re.compile(r"([a-z0-9-]{1,32})/(warm_start|round-[1-9][0-9]{0,5})/(.+)")
 def averaged_names(plan: Plan) -> frozenset[str]:
     """Weights of the plan's generator that are no parameters: its networks' running statistics."""
     with torch.device("meta"):  # names alone: costs no memory, whatever sizes the plan claims
-        return frozenset(name for name, _ in build_generator(plan).named_buffers())
+        return frozenset(name for name, _ in build_generator(plan.networks).named_buffers())
 
 
 def warm_start_record(sums: Mapping[str, np.ndarray]) -> Arrays:

@@ -69,7 +69,7 @@ def traffic(plan: Plan, generator: int, discriminator: int, embedding: int) -> d
 def plan_cost(plan: Plan) -> dict[str, object]:
     """What a resolved plan promises each patient and asks of each hospital."""
     promised = claim(plan)
-    generator, discriminator = build_generator(plan), build_discriminator(plan)
+    generator, discriminator = build_generator(plan.networks), build_discriminator(plan.networks)
     weights = sum(p.numel() for p in generator.parameters()) + sum(b.numel() for b in generator.buffers())
     embedding = warm_start.embedding_size(plan) if plan.warm_start.noise_multiplier > 0 else 0
     return {

@@ -1,4 +1,7 @@
-"""The networks, one file an architecture. `build_generator` and `build_discriminator` are all that other rooms need.
+"""The networks, one file an architecture, each with its record of facts; `REGISTRY` is the list of them.
+
+A new architecture is a file here that ends in an `ARCHITECTURE`, and a line below. An architecture is imported when it
+is first asked for, so that naming one costs no import of torch.
 
 A generator takes (z float (b, latent), labels int64 (b,)) to images (b, planes, size, size) in the plan's pixel range.
 A discriminator takes (images, labels) to one logit a row (b,), and has `feature_maps(images)`, its layers' activations.
@@ -6,37 +9,61 @@ A discriminator takes (images, labels) to one logit a row (b,), and has `feature
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
+from ghostnet.models.record import Architecture, NetworkSizes, Norm, PixelRange
 
-from ghostnet.models import dcgan, keras28, stylegan, wgan, wgan_gp
-from ghostnet.models.dcgan import Discriminator, Generator
-from ghostnet.plan import Architecture, Plan
+if TYPE_CHECKING:
+    from torch import nn
 
-__all__ = ["Discriminator", "Generator", "build_discriminator", "build_generator"]
+__all__ = [
+    "REGISTRY",
+    "Architecture",
+    "ArchitectureName",
+    "NetworkSizes",
+    "Norm",
+    "PixelRange",
+    "architecture",
+    "build_discriminator",
+    "build_generator",
+]
 
-_FILES: dict[Architecture, ModuleType] = {
-    "dcgan": dcgan,
-    "wgan": wgan,
-    "wgan-gp": wgan_gp,
-    "stylegan": stylegan,
-    "keras28": keras28,
+REGISTRY = {
+    "dcgan": "ghostnet.models.dcgan",
+    "wgan": "ghostnet.models.wgan",
+    "wgan-gp": "ghostnet.models.wgan_gp",
+    "stylegan": "ghostnet.models.stylegan",
+    "keras28": "ghostnet.models.keras28",
 }
+"""Name in a plan -> module that holds its `ARCHITECTURE`. The first is a plan's default."""
+
+if TYPE_CHECKING:
+    ArchitectureName = str
+else:
+    ArchitectureName = Literal[tuple(REGISTRY)]  # a closed list where a plan is read
 
 
-def build_generator(plan: Plan) -> nn.Module:
-    """The plan's generator, with initial weights drawn from the plan's public seed."""
+def architecture(name: str) -> Architecture:
+    """The record of an architecture that `REGISTRY` names."""
+    record: Architecture = import_module(REGISTRY[name]).ARCHITECTURE
+    return record
+
+
+def build_generator(sizes: NetworkSizes) -> nn.Module:
+    """The generator, with initial weights drawn from the public seed."""
+    return _seeded(architecture(sizes.architecture).build_generator, sizes, sizes.seed)
+
+
+def build_discriminator(sizes: NetworkSizes) -> nn.Module:
+    """The discriminator, with initial weights drawn from the public seed."""
+    return _seeded(architecture(sizes.architecture).build_discriminator, sizes, sizes.seed + 1)  # another stream
+
+
+def _seeded(build: Callable[[NetworkSizes], nn.Module], sizes: NetworkSizes, seed: int) -> nn.Module:
+    import torch  # here, because a plan reads this module for its names alone
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        generator: nn.Module = _FILES[plan.model.architecture].build_generator(plan)
-    return generator
-
-
-def build_discriminator(plan: Plan) -> nn.Module:
-    """The plan's discriminator, with initial weights drawn from the plan's public seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed + 1)  # another stream than the generator's
-        discriminator: nn.Module = _FILES[plan.model.architecture].build_discriminator(plan)
-    return discriminator
+        torch.manual_seed(seed)
+        return build(sizes)

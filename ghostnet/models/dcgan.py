@@ -13,8 +13,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ghostnet.plan import Norm, PixelRange, Plan
+from ghostnet.models.record import Architecture, NetworkSizes, Norm, PixelRange
 from ghostnet.privacy.layers import row_independent
+from ghostnet.privacy.penalised import InputPenalty
 
 INITIAL_STD = 0.02  # of every convolution's weights, from the paper
 LEAKY_SLOPE = 0.2
@@ -134,26 +135,26 @@ class Discriminator(nn.Module):
         return sum(p.numel() for p in self.parameters()) - label, label
 
 
-def build_generator(plan: Plan) -> Generator:
-    """The plan's generator; its initial weights come from torch's global generator."""
+def build_generator(sizes: NetworkSizes) -> Generator:
+    """The generator; its initial weights come from torch's global random numbers."""
     return Generator(
-        size=plan.image.size,
-        planes=plan.planes,
-        labels=len(plan.image.labels),
-        latent=plan.model.latent,
-        width=plan.model.generator_width,
-        pixel_range=plan.image.range,
+        size=sizes.size,
+        planes=sizes.planes,
+        labels=sizes.labels,
+        latent=sizes.latent,
+        width=sizes.generator_width,
+        pixel_range=sizes.pixel_range,
     )
 
 
-def build_discriminator(plan: Plan) -> Discriminator:
-    """The plan's discriminator; its initial weights come from torch's global generator."""
+def build_discriminator(sizes: NetworkSizes) -> Discriminator:
+    """The discriminator; its initial weights come from torch's global random numbers."""
     return Discriminator(
-        size=plan.image.size,
-        planes=plan.planes,
-        labels=len(plan.image.labels),
-        width=plan.model.discriminator_width,
-        norm=plan.model.discriminator_norm,
+        size=sizes.size,
+        planes=sizes.planes,
+        labels=sizes.labels,
+        width=sizes.discriminator_width,
+        norm=sizes.norm,
     )
 
 
@@ -178,3 +179,13 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, INITIAL_STD)
         nn.init.zeros_(module.bias)
+
+
+ARCHITECTURE = Architecture(
+    sizes=(28, 32, 64, 128),
+    penalty=InputPenalty.R1,
+    feature_widths=31,
+    row_milliseconds=3.0,
+    build_generator=build_generator,
+    build_discriminator=build_discriminator,
+)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ghostnet.plan import PixelRange, Plan
+from ghostnet.models.record import Architecture, NetworkSizes, PixelRange
 from ghostnet.privacy.layers import row_independent
 
 LEAKY_SLOPE = 0.3  # Keras's default
@@ -141,20 +141,20 @@ def _scramble(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 32)
 
 
-def build_generator(plan: Plan) -> Generator:
-    """The plan's generator; its initial weights come from torch's global generator."""
+def build_generator(sizes: NetworkSizes) -> Generator:
+    """The generator; its initial weights come from torch's global random numbers."""
     return Generator(
-        planes=plan.planes,
-        labels=len(plan.image.labels),
-        latent=plan.model.latent,
-        width=plan.model.generator_width,
-        pixel_range=plan.image.range,
+        planes=sizes.planes,
+        labels=sizes.labels,
+        latent=sizes.latent,
+        width=sizes.generator_width,
+        pixel_range=sizes.pixel_range,
     )
 
 
-def build_discriminator(plan: Plan) -> Discriminator:
-    """The plan's discriminator; its initial weights come from torch's global generator."""
-    return Discriminator(planes=plan.planes, labels=len(plan.image.labels), width=plan.model.discriminator_width)
+def build_discriminator(sizes: NetworkSizes) -> Discriminator:
+    """The discriminator; its initial weights come from torch's global random numbers."""
+    return Discriminator(planes=sizes.planes, labels=sizes.labels, width=sizes.discriminator_width)
 
 
 def _keras_norm(kind: type[nn.Module], channels: int) -> nn.Module:
@@ -168,3 +168,13 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
+
+
+ARCHITECTURE = Architecture(
+    sizes=(28,),
+    norms=("none",),
+    feature_widths=3,
+    row_milliseconds=5.4,
+    build_generator=build_generator,
+    build_discriminator=build_discriminator,
+)

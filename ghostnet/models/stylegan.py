@@ -21,8 +21,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ghostnet.plan import PixelRange, Plan
+from ghostnet.models.record import Architecture, NetworkSizes, PixelRange
 from ghostnet.privacy.layers import row_independent
+from ghostnet.privacy.penalised import InputPenalty
 
 BASE = 4  # pixels a side of the smallest maps
 MOST_CHANNELS = 512
@@ -307,24 +308,22 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def build_generator(plan: Plan) -> Generator:
-    """The plan's generator; its initial weights come from torch's global generator."""
+def build_generator(sizes: NetworkSizes) -> Generator:
+    """The generator; its initial weights come from torch's global random numbers."""
     return Generator(
-        size=plan.image.size,
-        planes=plan.planes,
-        labels=len(plan.image.labels),
-        latent=plan.model.latent,
-        width=plan.model.generator_width,
-        pixel_range=plan.image.range,
-        truncation=plan.model.truncation,
+        size=sizes.size,
+        planes=sizes.planes,
+        labels=sizes.labels,
+        latent=sizes.latent,
+        width=sizes.generator_width,
+        pixel_range=sizes.pixel_range,
+        truncation=sizes.truncation,
     )
 
 
-def build_discriminator(plan: Plan) -> Discriminator:
-    """The plan's discriminator; its initial weights come from torch's global generator."""
-    return Discriminator(
-        size=plan.image.size, planes=plan.planes, labels=len(plan.image.labels), width=plan.model.discriminator_width
-    )
+def build_discriminator(sizes: NetworkSizes) -> Discriminator:
+    """The discriminator; its initial weights come from torch's global random numbers."""
+    return Discriminator(size=sizes.size, planes=sizes.planes, labels=sizes.labels, width=sizes.discriminator_width)
 
 
 def _equal_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True) -> nn.Sequential:
@@ -360,3 +359,16 @@ def _normalise(x: torch.Tensor) -> torch.Tensor:
 
 def _activate(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, LEAKY_SLOPE) * GAIN
+
+
+ARCHITECTURE = Architecture(
+    sizes=(32, 64, 128),
+    norms=("none",),
+    penalty=InputPenalty.R1,
+    penalised_by_default=True,
+    truncates=True,
+    feature_widths=30,
+    row_milliseconds=45.0,
+    build_generator=build_generator,
+    build_discriminator=build_discriminator,
+)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ghostnet.models.dcgan import build_discriminator, build_generator
-
-__all__ = ["build_discriminator", "build_generator", "clip_weights"]
+from ghostnet.models import dcgan
+from ghostnet.models.record import Architecture
 
 
 @torch.no_grad()
@@ -20,3 +19,14 @@ def clip_weights(critic: nn.Module, bound: float) -> None:
     """Puts every parameter into [-bound, bound], in place."""
     for parameter in critic.parameters():
         parameter.clamp_(-bound, bound)
+
+
+ARCHITECTURE = Architecture(
+    sizes=dcgan.ARCHITECTURE.sizes,
+    losses=("wasserstein",),
+    bound_weights=clip_weights,
+    feature_widths=dcgan.ARCHITECTURE.feature_widths,
+    row_milliseconds=3.0,
+    build_generator=dcgan.build_generator,
+    build_discriminator=dcgan.build_discriminator,
+)

@@ -3,14 +3,11 @@ from ghostnet.plan.spec import (
     LATER_OPTIONS,
     LEAST_BANDWIDTH,
     MOST_BANDWIDTH,
-    Architecture,
     FederationSpec,
     GradientPenalty,
     ImageSpec,
     Loss,
     ModelSpec,
-    Norm,
-    PixelRange,
     Plan,
     PrivacySpec,
     TrainingSpec,
@@ -20,7 +17,6 @@ from ghostnet.plan.spec import (
 )
 
 __all__ = [
-    "Architecture",
     "FederationSpec",
     "GradientPenalty",
     "ImageSpec",
@@ -29,8 +25,6 @@ __all__ = [
     "Loss",
     "MOST_BANDWIDTH",
     "ModelSpec",
-    "Norm",
-    "PixelRange",
     "Plan",
     "PrivacySpec",
     "TrainingSpec",

@@ -5,23 +5,12 @@ What cannot work is refused when the plan is read, in one line that says what to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ghostnet.errors import PlanError
-from ghostnet.plan.spec import PENALISED, Plan
+from ghostnet.models import REGISTRY, Architecture, architecture
+from ghostnet.plan.spec import Plan
 from ghostnet.plan.toml import check_number
-
-SIZES = {
-    "dcgan": (28, 32, 64, 128),
-    "wgan": (28, 32, 64, 128),
-    "wgan-gp": (28, 32, 64, 128),
-    "stylegan": (32, 64, 128),
-    "keras28": (28,),
-}
-ANY_SIZE = tuple(sorted({size for sizes in SIZES.values() for size in sizes}))
-
-_CRITICS = ("wgan", "wgan-gp")  # made for the Wasserstein loss and no other
-_MAY_BE_PENALISED = ("dcgan", *PENALISED)
 
 
 def check_networks(plan: Plan, source: str) -> None:
@@ -31,7 +20,13 @@ def check_networks(plan: Plan, source: str) -> None:
         PlanError: the first thing that is wrong.
     """
     _check_ranges(plan, source)
-    for fault in (*_size_faults(plan), *_loss_faults(plan), *_schedule_faults(plan), *_release_faults(plan)):
+    record = architecture(plan.model.architecture)
+    for fault in (
+        *_size_faults(plan, record),
+        *_loss_faults(plan, record),
+        *_schedule_faults(plan),
+        *_release_faults(plan),
+    ):
         raise PlanError(f"{fault} (in {source})")
 
 
@@ -51,31 +46,48 @@ def _check_ranges(plan: Plan, source: str) -> None:
         check_number(value, key=name, source=source, error=PlanError, **bounds)  # type: ignore[arg-type]
 
 
-def _size_faults(plan: Plan) -> Iterator[str]:
-    model, sizes = plan.model, SIZES[plan.model.architecture]
+def _size_faults(plan: Plan, record: Architecture) -> Iterator[str]:
+    model, sizes = plan.model, record.sizes
     if plan.image.size not in sizes:
         several = f"{', '.join(map(str, sizes))} px" if len(sizes) > 1 else f"{sizes[0]} px alone"
         yield f"image.size = {plan.image.size} is no size of {model.architecture!r}, which draws {several}; change one"
-    if model.architecture in ("stylegan", "keras28") and model.discriminator_norm != "none":
+    if model.discriminator_norm not in record.norms:
         yield (
-            f"the discriminator of {model.architecture!r} has no normalisation layers; "
-            'set model.discriminator_norm = "none"'
+            f"model.discriminator_norm = {model.discriminator_norm!r} is not for {model.architecture!r}; "
+            f"set model.discriminator_norm = {_quoted(record.norms)}"
         )
-    if model.truncation != 1 and model.architecture != "stylegan":
-        yield f"model.truncation = {model.truncation:g} is for stylegan; leave it out for {model.architecture!r}"
+    if model.truncation != 1 and not record.truncates:
+        yield (
+            f"model.truncation = {model.truncation:g} is for {_named(lambda other: other.truncates)}; "
+            f"leave it out for {model.architecture!r}"
+        )
 
 
-def _loss_faults(plan: Plan) -> Iterator[str]:
-    architecture, training = plan.model.architecture, plan.training
-    if architecture in _CRITICS and training.loss != "wasserstein":
-        yield f'training.loss = {training.loss!r} does not train {architecture!r}; set training.loss = "wasserstein"'
-    if architecture == "wgan-gp" and training.gradient_penalty == "none":
-        yield 'wgan-gp without its penalty has no bound on the critic; set training.gradient_penalty = "fakes"'
-    if training.gradient_penalty in ("fakes", "patient") and architecture not in _MAY_BE_PENALISED:
+def _loss_faults(plan: Plan, record: Architecture) -> Iterator[str]:
+    name, training = plan.model.architecture, plan.training
+    if record.losses is not None and training.loss not in record.losses:
         yield (
-            f"training.gradient_penalty = {training.gradient_penalty!r} is not for {architecture!r}; use "
-            f"{', '.join(_MAY_BE_PENALISED)}, or leave it out"
+            f"training.loss = {training.loss!r} does not train {name!r}; set training.loss = {_quoted(record.losses)}"
         )
+    if record.needs_penalty and training.gradient_penalty == "none":
+        yield (
+            f"{name!r} without its penalty has no bound on the critic; set training.gradient_penalty = "
+            '"fakes" or "patient"'
+        )
+    if training.gradient_penalty in ("fakes", "patient") and record.penalty is None:
+        yield (
+            f"training.gradient_penalty = {training.gradient_penalty!r} is not for {name!r}; use "
+            f"{_named(lambda other: other.penalty is not None)}, or leave it out"
+        )
+
+
+def _quoted(values: tuple[str, ...]) -> str:
+    return " or ".join(f'"{value}"' for value in values)
+
+
+def _named(chosen: Callable[[Architecture], bool]) -> str:
+    """Names of the architectures that a plan may take instead."""
+    return ", ".join(name for name in REGISTRY if chosen(architecture(name)))
 
 
 def _schedule_faults(plan: Plan) -> Iterator[str]:

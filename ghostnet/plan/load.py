@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ghostnet.errors import PlanError
-from ghostnet.plan.compatibility import ANY_SIZE, check_networks
+from ghostnet.plan.compatibility import check_networks
 from ghostnet.plan.federation import check_federation, read_weights
 from ghostnet.plan.spec import LEAST_BANDWIDTH, MOST_BANDWIDTH, ImageSpec, Plan, PrivacySpec
 from ghostnet.plan.toml import check_number, read_table
@@ -51,8 +51,6 @@ def plan_from_dict(raw: object, *, source: str = "plan") -> Plan:
 
 def _check_image(image: ImageSpec, source: str) -> None:
     check = partial(check_number, source=source, error=PlanError)
-    if image.size not in ANY_SIZE:
-        raise PlanError(f"image.size = {image.size} has no network; use one of {ANY_SIZE} in {source}")
     if image.channels not in (1, 3):
         raise PlanError(f"image.channels = {image.channels} is neither 1 (grey) nor 3 (colour); change it in {source}")
     check(image.mask_channels, key="image.mask_channels", low=0, high=8)

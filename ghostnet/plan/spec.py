@@ -13,14 +13,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ghostnet.models import REGISTRY, ArchitectureName, NetworkSizes, Norm, PixelRange, architecture
 from ghostnet.plan.federation import FederationSpec
 
-Architecture = Literal["dcgan", "wgan", "wgan-gp", "stylegan", "keras28"]
 GradientPenalty = Literal["auto", "none", "fakes", "patient"]
 Loss = Literal["non-saturating", "hinge", "wasserstein"]
-PixelRange = Literal["[-1,1]", "[0,1]"]
 Denoise = Literal["auto", "none"]
-Norm = Literal["none", "group"]
 Unit = Literal["patient", "image"]
 
 LEAST_BANDWIDTH, MOST_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
@@ -70,12 +68,12 @@ class ImageSpec:
 class ModelSpec:
     """The two networks."""
 
-    architecture: Architecture = "dcgan"
+    architecture: ArchitectureName = next(iter(REGISTRY))
     latent: int = 100  # length of the generator's noise vector
     generator_width: int = 64  # channels of the generator's widest-resolution hidden layer
     discriminator_width: int = 64  # channels of the discriminator's first layer
-    discriminator_norm: Norm = "group"  # never "batch": it couples patients; "none" for stylegan and keras28
-    truncation: float = 1.0  # stylegan: styles of the sampler drawn towards their mean, 1 = as they are, 0 = the mean
+    discriminator_norm: Norm = "group"  # never "batch": it couples patients; "none" where a network has none
+    truncation: float = 1.0  # styles of the sampler drawn towards their mean, 1 = as they are, 0 = the mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ class TrainingSpec:
     fakes_accuracy: float = 0.6  # accuracy on fakes at which an adaptive n_D lets the generator step
     gradient_penalty: GradientPenalty = "auto"  # at "fakes" (no cost) or each "patient"; auto = fakes where one belongs
     gradient_penalty_weight: float = 10.0
-    weight_clip: float = 0.01  # wgan: every weight of the critic stays within +- this
+    weight_clip: float = 0.01  # where the critic is bounded by its weights: each stays within +- this
     generator_delay: int = 0  # first discriminator steps of the run without a generator step
     generator_batch: int = 64
     ema: float = 0.95  # decay, per generator step, of the average that is sent
@@ -176,7 +174,12 @@ class Plan:
     @property
     def gradient_penalty(self) -> str:
         """Where the discriminator's gradient penalty is taken: "none", "fakes" or "patient"."""
-        return penalty_place(self.model.architecture, self.training.gradient_penalty)
+        return architecture(self.model.architecture).penalty_place(self.training.gradient_penalty)
+
+    @property
+    def networks(self) -> NetworkSizes:
+        """The numbers that both networks are built from."""
+        return network_sizes(self.image, self.model, seed=self.seed)
 
     @property
     def has_transcript(self) -> bool:
@@ -208,11 +211,18 @@ class Plan:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-PENALISED = ("wgan-gp", "stylegan")  # have a gradient penalty unless told otherwise
-
-
-def penalty_place(architecture: str, wanted: str) -> str:
-    """Where the gradient penalty is taken: "none", "fakes" or "patient"; `wanted` may be "auto"."""
-    if wanted != "auto":
-        return wanted
-    return "fakes" if architecture in PENALISED else "none"
+def network_sizes(image: ImageSpec, model: ModelSpec, *, seed: int = 0) -> NetworkSizes:
+    """The numbers that both networks are built from; the seed is that of the initial weights."""
+    return NetworkSizes(
+        architecture=model.architecture,
+        size=image.size,
+        planes=image.channels + image.mask_channels,
+        labels=len(image.labels),
+        latent=model.latent,
+        generator_width=model.generator_width,
+        discriminator_width=model.discriminator_width,
+        norm=model.discriminator_norm,
+        pixel_range=image.range,
+        truncation=model.truncation,
+        seed=seed,
+    )

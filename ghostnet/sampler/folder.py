@@ -21,9 +21,9 @@ from torch import nn
 
 from ghostnet.errors import FederationError, VerifyError
 from ghostnet.exchange import arrays as weights
-from ghostnet.models import build_generator
-from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, Plan, PrivacySpec
-from ghostnet.plan.compatibility import SIZES
+from ghostnet.models import NetworkSizes, architecture, build_generator
+from ghostnet.plan import ImageSpec, ModelSpec, Plan
+from ghostnet.plan.spec import network_sizes
 from ghostnet.plan.toml import check_number, read_table
 from ghostnet.sampler.model_card import model_card
 
@@ -44,15 +44,10 @@ class SamplerConfig:
     image: ImageSpec
     model: ModelSpec
 
-    def plan(self) -> Plan:
-        """A plan with this generator; its training part is a placeholder that nothing here reads."""
-        return Plan(
-            name=self.name,
-            image=self.image,
-            model=self.model,
-            privacy=PrivacySpec(epsilon=1.0, delta=0.5, sampling_rate=1.0, steps=0),
-            federation=FederationSpec(rounds=0, patients=1),
-        )
+    @property
+    def networks(self) -> NetworkSizes:
+        """The numbers that the generator is built from; its weights are read, so their seed is none of the run's."""
+        return network_sizes(self.image, self.model)
 
 
 def sampler_config(
@@ -144,7 +139,7 @@ def read_config(path: Path) -> SamplerConfig:
         raise VerifyError(f"{path}: format is {config.format!r}, this version reads {FORMAT!r}; use a matching version")
     image, model = config.image, config.model
     good = (
-        image.size in SIZES[model.architecture]
+        image.size in architecture(model.architecture).sizes
         and image.channels in (1, 3)
         and 0 <= image.mask_channels <= 8
         and 0 < len(image.labels) == len(set(image.labels)) == len(image.label_prior)
@@ -172,14 +167,14 @@ def read_generator(path: Path, config: SamplerConfig) -> nn.Module:
             f"{path}: SHA-256 is {found[:16]}..., config.json says {config.weights_sha256[:16]}...; get it again"
         )
     with torch.device("meta"):  # costs no memory, whatever sizes the config claims
-        promised = sum(4 * parameter.numel() for parameter in build_generator(config.plan()).parameters())
+        promised = sum(4 * parameter.numel() for parameter in build_generator(config.networks).parameters())
     if promised > len(content):
         raise VerifyError(
             f"{path}: has {len(content)} bytes where config.json describes {promised}; get the sampler again"
         )
     try:
         arrays = safetensors.numpy.load(content)
-        generator = build_generator(config.plan())
+        generator = build_generator(config.networks)
         weights.load_arrays(generator, arrays)
     except (safetensors.SafetensorError, FederationError, KeyError, ValueError, TypeError) as error:
         raise VerifyError(f"{path}: {error}") from None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ghostnet.plan import PixelRange
+from ghostnet.models import PixelRange
 
 
 def to_uint8(images: torch.Tensor, pixel_range: PixelRange) -> np.ndarray:

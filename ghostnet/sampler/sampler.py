@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ghostnet.errors import DataError
+from ghostnet.models import architecture
 from ghostnet.plan import ImageSpec
 from ghostnet.sampler.folder import (
     CONFIG_FILE,
@@ -58,6 +59,7 @@ class Sampler:
     def __init__(self, generator: nn.Module, config: SamplerConfig, folder: Path | None = None) -> None:
         self.generator = generator.eval().requires_grad_(False)
         self.config = config
+        self._draw = architecture(config.model.architecture).draw
         self.folder = folder
 
     @classmethod
@@ -139,7 +141,7 @@ class Sampler:
             drawn = np.searchsorted(thresholds, coins.random(rows), side="right")
             labels = torch.from_numpy(drawn if chosen is None else np.full(rows, chosen)).to(torch.int64)
             with torch.no_grad():  # not inference_mode: a classifier may be trained on the result
-                planes = self.generator(z, labels)
+                planes = self._draw(self.generator, z, labels)
             yield self._split(planes, labels, image)
 
     def label_index(self, label: str | int | None) -> int | None:

@@ -59,7 +59,7 @@ def write_sampler(
         )
     content = weights.to_bytes(arrays)
     digest = sha256(content)
-    copy = build_generator(plan)  # the caller's network keeps its own training mode
+    copy = build_generator(plan.networks)  # the caller's network keeps its own training mode
     weights.load_arrays(copy, arrays)
     drawn = Sampler(copy, sampler_config(plan, run_id=run_id, weights_sha256=digest, label_prior=label_prior))
     files = {

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from ghostnet.models.wgan import clip_weights
+from ghostnet.errors import PlanError
+from ghostnet.models import architecture
 from ghostnet.plan import Plan
 from ghostnet.privacy.mechanism import (
     PatientGradients,
@@ -27,10 +28,10 @@ from ghostnet.privacy.mechanism import (
     sample_patients,
 )
 from ghostnet.privacy.noise import Entropy, grid_step
-from ghostnet.privacy.penalised import PenalisedGradients
+from ghostnet.privacy.penalised import InputPenalty, PenalisedGradients
 from ghostnet.progress import Progress, silent
 from ghostnet.training.cohort import Cohort
-from ghostnet.training.losses import discriminator_loss, fakes_penalty, generator_loss, input_penalty
+from ghostnet.training.losses import discriminator_loss, fakes_penalty, generator_loss
 from ghostnet.training.perceptual import perceptual_loss, release_features
 from ghostnet.training.rollback import Watch
 from ghostnet.training.warm_start import embedding_loss, unseen_detail
@@ -181,8 +182,23 @@ def patient_gradients(discriminator: nn.Module, plan: Plan) -> PatientGradients 
     """What computes a step's clipped sum: the fast way, or row by row where each patient's loss holds a penalty."""
     if plan.gradient_penalty != "patient":
         return PatientGradients(discriminator)
-    weight = plan.training.gradient_penalty_weight
-    return PenalisedGradients(discriminator, penalty=input_penalty(plan), weight=weight)
+    penalty, weight = _input_penalty(plan), plan.training.gradient_penalty_weight
+    return PenalisedGradients(discriminator, penalty=penalty, weight=weight)
+
+
+def _input_penalty(plan: Plan) -> InputPenalty:
+    """The kind of penalty that belongs to the plan's architecture.
+
+    Raises:
+        PlanError: its discriminator may have none.
+    """
+    penalty = architecture(plan.model.architecture).penalty
+    if penalty is None:
+        raise PlanError(
+            f"training.gradient_penalty = {plan.training.gradient_penalty!r} is not for "
+            f'{plan.model.architecture!r}; set training.gradient_penalty = "none"'
+        )
+    return penalty
 
 
 def step_discriminator(
@@ -205,12 +221,19 @@ def step_discriminator(
     """
     penalty: list[torch.Tensor] | list[float] = [0.0] * len(noised)
     if plan.gradient_penalty == "fakes":
-        penalty = fakes_penalty(discriminator, fakes, fake_labels, plan)
+        penalty = fakes_penalty(
+            discriminator,
+            fakes,
+            fake_labels,
+            penalty=_input_penalty(plan),
+            weight=plan.training.gradient_penalty_weight,
+            norm_bound=plan.privacy.clip_norm,
+        )
     for (name, parameter), penalised in zip(discriminator.named_parameters(), penalty, strict=True):
         parameter.grad = noised[name].to(parameter.device) / plan.public_denominator + penalised
     optimizer.step()
-    if plan.model.architecture == "wgan":
-        clip_weights(discriminator, plan.training.weight_clip)
+    if (bound_weights := architecture(plan.model.architecture).bound_weights) is not None:
+        bound_weights(discriminator, plan.training.weight_clip)
 
 
 def public_labels(prior: tuple[float, ...], count: int, public: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot, relu, softplus
 
-from ghostnet.plan import Loss, Plan
+from ghostnet.plan import Loss
 from ghostnet.privacy.mechanism import RowLoss
 from ghostnet.privacy.penalised import InputPenalty
 
@@ -33,15 +33,16 @@ def generator_loss(kind: Loss) -> Callable[[torch.Tensor], torch.Tensor]:
     return _GENERATOR[kind]
 
 
-def input_penalty(plan: Plan) -> InputPenalty:
-    """The penalty that belongs to the plan's architecture."""
-    return InputPenalty.LIPSCHITZ if plan.model.architecture == "wgan-gp" else InputPenalty.R1
-
-
 def fakes_penalty(
-    discriminator: nn.Module, fakes: torch.Tensor, labels: torch.Tensor, plan: Plan
+    discriminator: nn.Module,
+    fakes: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    penalty: InputPenalty,
+    weight: float,
+    norm_bound: float,
 ) -> list[torch.Tensor]:
-    """Gradient of the weighted mean penalty at fakes, its norm limited to the plan's clip norm.
+    """Gradient of the weighted mean penalty at fakes, its norm limited.
 
     Reads public and released values only, so it is added after the noise and costs no privacy. The limit keeps it from
     drowning the patients' part, which is clipped.
@@ -50,7 +51,9 @@ def fakes_penalty(
         discriminator: as it is before the step.
         fakes: float (b, planes, h, w).
         labels: int64 (b,).
-        plan: architecture, `training.gradient_penalty_weight` and `privacy.clip_norm`.
+        penalty: which one.
+        weight: of the mean penalty.
+        norm_bound: most that the gradient's norm may be; the clip norm of the patients' part.
 
     Returns:
         One tensor a parameter, in their order.
@@ -58,14 +61,14 @@ def fakes_penalty(
     images = fakes.detach().requires_grad_()
     parameters = list(discriminator.parameters())
     (at_images,) = torch.autograd.grad(discriminator(images, labels).sum(), images, create_graph=True)
-    penalties = input_penalty(plan).of(at_images.flatten(1).square().sum(1))  # (b,)
-    loss = plan.training.gradient_penalty_weight * penalties.mean()
+    penalties = penalty.of(at_images.flatten(1).square().sum(1))  # (b,)
+    loss = weight * penalties.mean()
     found = torch.autograd.grad(loss, parameters, allow_unused=True)  # the last bias moves no gradient at an image
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     if not bool(norm.isfinite()):
         return [torch.zeros_like(g) for g in gradients]
-    return [g * (plan.privacy.clip_norm / norm).clamp(max=1.0) for g in gradients]
+    return [g * (norm_bound / norm).clamp(max=1.0) for g in gradients]
 
 
 def class_distance(vectors: torch.Tensor, labels: torch.Tensor, means: torch.Tensor) -> torch.Tensor:

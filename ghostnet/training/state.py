@@ -33,8 +33,8 @@ class LocalState:
     def __init__(self, plan: Plan, device: str = "cpu") -> None:
         """A fresh state."""
         self.plan = plan
-        self.generator = build_generator(plan).to(device)
-        self.discriminator = build_discriminator(plan).to(device)
+        self.generator = build_generator(plan.networks).to(device)
+        self.discriminator = build_discriminator(plan.networks).to(device)
         training = plan.training
         self.optimizers = Optimizers(
             generator=_adam(self.generator, training.learning_rate_generator, plan),

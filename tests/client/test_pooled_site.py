@@ -61,7 +61,7 @@ def sites(files: list[Path]) -> list[Site]:
 
 def asked(site: Site, plan: Plan, run_id: str, step: int, roster: Roster | str) -> np.ndarray:
     text = roster if isinstance(roster, str) else roster.to_text()
-    return site.step(plan, run_id, step, to_arrays(build_discriminator(plan)), text)[protocol.MASKED_SUM]
+    return site.step(plan, run_id, step, to_arrays(build_discriminator(plan.networks)), text)[protocol.MASKED_SUM]
 
 
 def test_pooled_must_be_allowed_in_so_many_words(files: list[Path], plan: Plan) -> None:
@@ -117,7 +117,7 @@ def test_steps_that_the_plan_does_not_have_are_refused(sites: list[Site], plan: 
         with pytest.raises(LedgerError):
             asked(sites[0], plan, run_id, step, roster)
     with pytest.raises(LedgerError):
-        sites[0].train(plan, run_id, 1, to_arrays(build_generator(plan)), {})
+        sites[0].train(plan, run_id, 1, to_arrays(build_generator(plan.networks)), {})
     assert "begin" not in [entry.kind for entry in verify_ledger(sites[0].config.ledger_path)]
 
 
@@ -172,7 +172,7 @@ def test_keys_are_pinned_in_a_statement_only_where_the_roster_was_held_against_t
     text, north = files[0].read_text(), next(m for m in roster.members if m.site == "north")
     for key, said in (("0" * 64, "first use"), (north.public_key, "pinned")):
         files[0].write_text(text + f'peers = ["north={key}"]\n')
-        statement = _finish(Site(load_site(files[0])), plan, run_id, to_arrays(build_generator(plan)))
+        statement = _finish(Site(load_site(files[0])), plan, run_id, to_arrays(build_generator(plan.networks)))
         assert statement["masked_with"]["keys"] == said
 
 
@@ -200,7 +200,7 @@ def test_the_statement_says_who_was_masked_with_and_the_mask_key_is_gone(sites: 
     answer = asked(sites[0], plan, run_id, 1, roster)
     folder = sites[0].config.state / "runs" / run_id
     assert os.stat(folder / "mask.key").st_mode & 0o077 == 0
-    generator = to_arrays(build_generator(plan))
+    generator = to_arrays(build_generator(plan.networks))
     for _ in range(2):  # a repeated request says the same
         statement = _finish(sites[0], plan, run_id, generator)
         assert statement["masked_with"] == {"hospitals_sha256": roster.hospitals_sha256(), "keys": "first use"}
@@ -239,7 +239,7 @@ def test_a_ledger_that_is_kept_open_is_let_go_at_the_end_and_by_a_refusal(files:
         asked(sites[0], plan, run_id, 1, roster)
     asked(Site(sites[0].config), plan, run_id, 3, roster)
     asked(sites[0], plan, run_id, 4, roster)
-    _finish(sites[0], plan, run_id, to_arrays(build_generator(plan)))
+    _finish(sites[0], plan, run_id, to_arrays(build_generator(plan.networks)))
     Site(sites[0].config).ledger_head()
 
 
@@ -255,7 +255,7 @@ from ghostnet.exchange.arrays import to_arrays
 site = client.site.Site(load_site(Path(sys.argv[1])))
 plan = resolve(load_plan(Path(sys.argv[2])))
 client.site.write_reply = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-site.step(plan, sys.argv[3], 1, to_arrays(build_discriminator(plan)), Path(sys.argv[4]).read_text())
+site.step(plan, sys.argv[3], 1, to_arrays(build_discriminator(plan.networks)), Path(sys.argv[4]).read_text())
 """
 
 

@@ -76,7 +76,8 @@ def test_nothing_is_answered_before_the_run_is_reserved_for_exactly_this_plan(si
 
 def test_the_policy_holds_for_every_request_also_for_one_that_never_joined(site_file: Path, plan: Plan) -> None:
     site_file.write_text(SITE.format(epsilon=10.0) + f'approved_plans = ["{"0" * 64}"]\n')
-    site, run_id, generator = Site(load_site(site_file)), secrets.token_hex(16), to_arrays(build_generator(plan))
+    site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
+    generator = to_arrays(build_generator(plan.networks))
     mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
     requests = (
         lambda: site.join(plan, run_id),
@@ -97,7 +98,7 @@ def test_nothing_of_a_plan_is_built_before_the_limits_have_passed(
     built: list[str] = []
     for name in ("LocalState", "build_generator"):
         monkeypatch.setattr(client.site, name, lambda *_, name=name: built.append(name))
-    generator = to_arrays(build_generator(plan))
+    generator = to_arrays(build_generator(plan.networks))
     run_id = secrets.token_hex(16)
     with pytest.raises(PolicyError, match="P14"):
         site.train(huge, run_id, 1, generator, {})
@@ -176,7 +177,7 @@ def test_nor_does_the_last_row_of_a_file(site_file: Path, plan: Plan) -> None:
 
 
 def test_public_arrays_that_do_not_fit_are_refused_before_they_are_charged(site: Site, plan: Plan) -> None:
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
     mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
     with pytest.raises(FederationError):
@@ -190,7 +191,7 @@ def test_public_arrays_that_do_not_fit_are_refused_before_they_are_charged(site:
 
 
 def test_a_run_is_signed_for_one_sampler_only(site: Site, plan: Plan) -> None:
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
     signed = publication(plan, run_id, generator)
     counts, statement = site.finish(plan, run_id, generator, _classifier(plan), signed)
@@ -209,7 +210,7 @@ def test_a_run_is_signed_for_one_sampler_only(site: Site, plan: Plan) -> None:
 def test_a_last_answer_that_fails_leaves_the_run_with_the_sampler_that_it_was_asked_to_sign_first(
     site: Site, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
     first = publication(plan, run_id, generator)
 
@@ -245,7 +246,7 @@ site = client.site.Site(load_site(Path(sys.argv[1])))
 plan = resolve(load_plan(Path(sys.argv[2])))
 site.join(plan, sys.argv[3])
 client.site.Ledger.begin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-generator = to_arrays(build_generator(plan))
+generator = to_arrays(build_generator(plan.networks))
 site.finish(plan, sys.argv[3], generator, _classifier(plan), publication(plan, sys.argv[3], generator))
 """
 
@@ -254,7 +255,7 @@ def test_a_hospital_killed_before_it_begins_its_last_answer_has_settled_on_the_s
     site_file: Path, tmp_path: Path, plan: Plan
 ) -> None:
     (tmp_path / "plan.toml").write_text(tiny_plan_text())
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     command = [sys.executable, "-c", SETTLED, str(site_file), str(tmp_path / "plan.toml"), run_id]
     assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
     site = Site(load_site(site_file))
@@ -292,7 +293,7 @@ def _published(plan: Plan, run_id: str, generator: dict[str, np.ndarray], **file
 def test_files_that_are_not_this_runs_sampler_are_not_signed_and_nothing_is_spent(
     site: Site, plan: Plan, files: dict[str, str | None], says: str
 ) -> None:
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
     with pytest.raises(DataError, match=says):
         site.finish(plan, run_id, generator, _classifier(plan), _published(plan, run_id, generator, **files))
@@ -306,7 +307,7 @@ def test_files_that_are_not_this_runs_sampler_are_not_signed_and_nothing_is_spen
 def test_a_config_or_card_that_says_something_else_than_was_agreed_is_not_signed(
     site: Site, plan: Plan, lie: str
 ) -> None:
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
     image = plan.image
     lies = {
@@ -325,7 +326,7 @@ def test_a_config_or_card_that_says_something_else_than_was_agreed_is_not_signed
 
 def test_a_released_prior_is_signed_as_the_released_mean_gives_it(site: Site, plan: Plan) -> None:
     asked = dataclasses.replace(plan, image=dataclasses.replace(plan.image, released_prior=True))
-    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan))
+    run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(asked, run_id)
     mean = np.ones(embedding_size(plan), dtype=np.float32)
     mean[-1] = 3.0  # mass of the second label, beside 1 of the first
@@ -340,7 +341,7 @@ def test_a_released_prior_is_signed_as_the_released_mean_gives_it(site: Site, pl
 
 def test_a_statement_lists_what_was_answered_and_what_all_runs_cost(site_file: Path, plan: Plan) -> None:
     site_file.write_text(SITE.format(epsilon=25.0))
-    site, generator = Site(load_site(site_file)), to_arrays(build_generator(plan))
+    site, generator = Site(load_site(site_file)), to_arrays(build_generator(plan.networks))
     mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
     statements = []
     for asked in (["warm_start", "round-1", "round-2"], ["round-2"]):
@@ -372,7 +373,7 @@ def test_a_statement_lists_what_was_answered_and_what_all_runs_cost(site_file: P
 
 def test_a_statement_on_an_adopted_ledger_says_so(site_file: Path, plan: Plan) -> None:
     site_file.write_text(SITE.format(epsilon=25.0))
-    config, generator, counted = load_site(site_file), to_arrays(build_generator(plan)), []
+    config, generator, counted = load_site(site_file), to_arrays(build_generator(plan.networks)), []
     for _ in range(3):
         run_id = secrets.token_hex(16)
         site = Site(config)
@@ -457,7 +458,7 @@ def test_a_hospital_killed_between_reading_and_answering_never_answers_that_requ
     with Ledger.open(site.config.ledger_path) as ledger:
         assert ledger.spent(1e-5).epsilon_pld == before
     mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
-    assert site.train(plan, run_id, 1, to_arrays(build_generator(plan)), mean).keys()
+    assert site.train(plan, run_id, 1, to_arrays(build_generator(plan.networks)), mean).keys()
 
 
 def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Path, plan: Plan) -> None:
@@ -470,7 +471,7 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
         site, run_id = Site(load_site(folder / "site.toml")), secrets.token_hex(16)
         site.join(plan, run_id)
         mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
-        generator = to_arrays(build_generator(plan))
+        generator = to_arrays(build_generator(plan.networks))
         answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, generator, mean)}
         sizes.add(tuple(sorted((name, array.shape, str(array.dtype)) for name, array in answers.items())))
     assert len(sizes) == 1

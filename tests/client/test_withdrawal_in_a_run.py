@@ -55,7 +55,7 @@ def process(site_file: Path) -> Site:
 
 def round_one(plan: Plan) -> tuple[Arrays, Arrays]:
     mean = np.ones(warm_start.embedding_size(plan), np.float32)
-    return to_arrays(build_generator(plan)), {"released_mean": mean}
+    return to_arrays(build_generator(plan.networks)), {"released_mean": mean}
 
 
 def test_it_holds_from_the_next_request_and_changes_nothing_of_the_answers_and_the_charge(

@@ -117,7 +117,7 @@ def test_pooled_steps_are_the_steps_of_one_pooled_data_set(views: int) -> None:
 
 def test_physical_rows_change_no_bit_of_a_share() -> None:
     plan = pooled_plan(sampling_rate=1.0)
-    network = build_discriminator(plan)
+    network = build_discriminator(plan.networks)
     sums = []
     for rows in (1, 5, 128):
         this = dataclasses.replace(plan, training=dataclasses.replace(plan.training, physical_rows=rows))
@@ -129,8 +129,8 @@ def test_physical_rows_change_no_bit_of_a_share() -> None:
 
 def total_unit(plan: Plan) -> float:
     """One grid step, in the gradient's unit."""
-    one = total_gradient(np.ones(sum(p.numel() for p in build_discriminator(plan).parameters()), dtype=np.int64),
-                         build_discriminator(plan), plan)  # fmt: skip
+    network = build_discriminator(plan.networks)
+    one = total_gradient(np.ones(sum(p.numel() for p in network.parameters()), dtype=np.int64), network, plan)
     return float(next(iter(one.values())).flatten()[0])
 
 
@@ -144,7 +144,7 @@ def test_rows_in_memory_are_bounded_whatever_the_batch(monkeypatch: pytest.Monke
         return counted(self, rows, *args, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PatientGradients, "clipped_sum", watch)
-    noised_share(build_discriminator(plan), cohort(0, patients=20), plan, entropy=Silent(0))
+    noised_share(build_discriminator(plan.networks), cohort(0, patients=20), plan, entropy=Silent(0))
     assert max(seen) <= 8
     assert sum(seen) == 20 * 2 * 2
 
@@ -154,7 +154,7 @@ def test_one_patient_more_moves_a_share_by_at_most_clip_norm() -> None:
     more = cohort(0, patients=9)
     kept = more.owners < 8
     less = Cohort(images=more.images[kept], labels=more.labels[kept], owners=more.owners[kept], patients=8)
-    network = build_discriminator(plan)
+    network = build_discriminator(plan.networks)
     one, two = (noised_share(network, c, plan, entropy=Silent(0)) for c in (less, more))
     moved = np.linalg.norm((two - one).astype(np.float64)) * total_unit(plan)
     assert 0.9 * 0.01 < moved <= 0.01 * (1 + 1e-5)
@@ -164,7 +164,7 @@ def test_one_patient_more_moves_a_share_by_at_most_clip_norm() -> None:
 def test_a_patient_whose_images_cancel_under_a_crafted_discriminator_takes_nothing_from_the_others() -> None:
     plan = pooled_plan(sampling_rate=1.0)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, discriminator_norm="none"))
-    network = build_discriminator(plan)
+    network = build_discriminator(plan.networks)
     for parameter in network.parameters():
         parameter.zero_()
     first, second = (layer.weight for layer in network.features if isinstance(layer, torch.nn.Conv2d))
@@ -185,7 +185,7 @@ def test_a_patient_whose_images_cancel_under_a_crafted_discriminator_takes_nothi
 
 def test_each_share_has_its_part_of_the_noise_and_the_total_has_all_of_it() -> None:
     plan = pooled_plan(noise_multiplier=3.0, clip_norm=0.5)
-    network = build_discriminator(plan)
+    network = build_discriminator(plan.networks)
     drawn = [
         noised_share(network, none_of(plan), plan, entropy=SeededEntropy(i)).astype(np.float64) * total_unit(plan)
         for i in range(HOSPITALS)
@@ -207,14 +207,14 @@ def test_the_grid_is_one_for_all_hospitals_and_fine_enough_for_a_share() -> None
 @pytest.mark.parametrize("sigma", [0.0, float("nan"), -1.0])
 def test_a_share_without_noise_is_refused(sigma: float) -> None:
     with pytest.raises(PlanError):
-        noised_share(build_discriminator(pooled_plan()), cohort(0), pooled_plan(noise_multiplier=sigma),
+        noised_share(build_discriminator(pooled_plan().networks), cohort(0), pooled_plan(noise_multiplier=sigma),
                      entropy=Silent(0))  # fmt: skip
 
 
 def test_an_empty_hospital_answers_like_any_other() -> None:
     plan = pooled_plan()
-    share = noised_share(build_discriminator(plan), none_of(plan), plan, entropy=SeededEntropy(0))
-    assert share.shape == (sum(p.numel() for p in build_discriminator(plan).parameters()),)
+    share = noised_share(build_discriminator(plan.networks), none_of(plan), plan, entropy=SeededEntropy(0))
+    assert share.shape == (sum(p.numel() for p in build_discriminator(plan.networks).parameters()),)
     assert share.dtype == np.int64
 
 

@@ -10,9 +10,9 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from ghostnet.audit.sensitivity import StepInput, check_sensitivity
+from ghostnet.models import architecture as record_of
 from ghostnet.models import build_discriminator, build_generator, keras28, stylegan
 from ghostnet.models.dcgan import Discriminator
-from ghostnet.plan.compatibility import SIZES as DRAWN_SIZES
 from ghostnet.privacy.layers import check_discriminator
 from ghostnet.privacy.mechanism import PatientGradients, join_rows
 from ghostnet.sampler.sampler import Sampler
@@ -22,12 +22,12 @@ from tests.networks import ARCHITECTURES, SIZES, network_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EVERY_SIZE = [(architecture, size) for architecture in ARCHITECTURES for size in DRAWN_SIZES[architecture]]
+EVERY_SIZE = [(architecture, size) for architecture in ARCHITECTURES for size in record_of(architecture).sizes]
 
 
 def pair(architecture, **tables):
     plan = network_plan(architecture, **tables)
-    return build_generator(plan), build_discriminator(plan), plan
+    return build_generator(plan.networks), build_discriminator(plan.networks), plan
 
 
 def noise(rows: int, seed: int = 0):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ghostnet.models import Discriminator, Generator, build_discriminator, build_generator
+from ghostnet.models import build_discriminator, build_generator
+from ghostnet.models.dcgan import Discriminator, Generator
 from ghostnet.plan import parse_plan
 from ghostnet.privacy.layers import check_discriminator
 
@@ -112,8 +113,8 @@ def test_building_from_a_plan_is_repeatable_and_leaves_the_global_seed_alone():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    first, second = build_generator(plan), build_generator(plan)
-    discriminator = build_discriminator(plan)
+    first, second = build_generator(plan.networks), build_generator(plan.networks)
+    discriminator = build_discriminator(plan.networks)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     labels = torch.tensor([0, 1])
@@ -123,6 +124,6 @@ def test_building_from_a_plan_is_repeatable_and_leaves_the_global_seed_alone():
 
 
 def test_seeds_give_different_weights():
-    first = build_generator(parse_plan(PLAN))
-    other = build_generator(parse_plan("seed = 1\n" + PLAN))
+    first = build_generator(parse_plan(PLAN).networks)
+    other = build_generator(parse_plan("seed = 1\n" + PLAN).networks)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))

@@ -205,7 +205,7 @@ def test_a_hospital_says_its_own_unit_in_its_ledger_and_statement(
     opened, reserved = verify_ledger(site.config.ledger_path)
     assert (opened.fields["unit"], opened.fields["adjacency"]) == (unit, f"add/remove one {unit}")
     assert reserved.fields.get("unit", "patient") == unit
-    files = publication(plan, RUN, to_arrays(build_generator(plan)))
+    files = publication(plan, RUN, to_arrays(build_generator(plan.networks)))
     statement = site._statement(plan, RUN, files)
     assert (statement["unit"], statement["lifetime"]["protects"]) == (unit, SAYS[unit])
     audit = audit_ledger(site.config.ledger_path)

@@ -96,7 +96,7 @@ class CountingEntropy(SeededEntropy):
 def check_noise_after_a_restart(folder: Path) -> Finding:
     """A hospital that starts anew between two rounds draws noise for every number of every step of the second."""
     plan, site_file = adversarial_plan(), hospital(folder)
-    weights = to_arrays(build_generator(plan))
+    weights = to_arrays(build_generator(plan.networks))
     first = Site(load_site(site_file))
     first.join(plan, RUN)
     first.train(plan, RUN, 1, weights, {})
@@ -104,7 +104,7 @@ def check_noise_after_a_restart(folder: Path) -> Finding:
     restarted = Site(load_site(site_file))
     restarted._entropy = entropy  # type: ignore[assignment]
     restarted.train(plan, RUN, 2, weights, {})
-    numbers = sum(p.numel() for p in build_discriminator(plan).parameters())
+    numbers = sum(p.numel() for p in build_discriminator(plan.networks).parameters())
     expected = plan.round_steps(2) * numbers
     return Finding(
         check="noise after a restart",
@@ -180,7 +180,7 @@ def ask(site_file: Path, plan: Plan, kind: str, **config: str | int) -> Message:
     content = {"plan": json.dumps(plan.to_dict()), "run-id": RUN, **config}
     records = {protocol.CONFIG: ConfigRecord(content)}
     if "server-round" in config:
-        records[protocol.ARRAYS] = client.app._record(to_arrays(build_generator(plan)))  # type: ignore[assignment]
+        records[protocol.ARRAYS] = client.app._record(to_arrays(build_generator(plan.networks)))  # type: ignore[assignment]
     request = Message(RecordDict(records), dst_node_id=2, message_type=kind)  # type: ignore[arg-type]
     context = Context(run_id=1, node_id=2, node_config={"site": str(site_file)}, state=RecordDict(), run_config={})
     return client.app.build_app()(request, context)
@@ -198,7 +198,7 @@ def check_message(folder: Path) -> Finding:
     ask(site_file, plan, protocol.JOIN)
     content = ask(site_file, plan, MessageType.TRAIN, **{"server-round": 1}).content
     unknown = [name for name in content if name not in (protocol.ARRAYS, *ALLOWED)]
-    expected = {name: array.shape for name, array in to_arrays(build_generator(plan)).items()}
+    expected = {name: array.shape for name, array in to_arrays(build_generator(plan.networks)).items()}
     arrays = {name: tuple(array.shape) for name, array in content.array_records[protocol.ARRAYS].items()}
     unknown += [name for name in arrays if arrays[name] != expected.get(name)]
     for record, allowed in ALLOWED.items():

@@ -47,8 +47,8 @@ def penalises_at_reals(*arguments: Any, **named: Any) -> None:
     """The penalty of WGAN-GP, taken where its paper takes it, beside the noised gradient."""
     cohort: Cohort = arguments[3]
 
-    def penalty(network: nn.Module, fakes: Tensor, labels: Tensor, plan: Plan) -> list[Tensor]:
+    def penalty(network: nn.Module, fakes: Tensor, labels: Tensor, **kind: Any) -> list[Tensor]:
         del fakes, labels
-        return fakes_penalty(network, cohort.images[:8], cohort.labels[:8], plan)
+        return fakes_penalty(network, cohort.images[:8], cohort.labels[:8], **kind)
 
     loop_with(fakes_penalty=penalty)(*arguments, **named)

@@ -311,7 +311,7 @@ def test_no_discriminator_of_the_project_needs_the_slow_way(
 ) -> None:
     """That the sums are right is tests/models/test_architectures.py's."""
     plan = network_plan(architecture)
-    network = build_discriminator(plan)
+    network = build_discriminator(plan.networks)
     check_discriminator(network)
     shape = (plan.planes, plan.image.size, plan.image.size)
     with caplog.at_level(logging.INFO, logger="ghostnet.privacy.bookkeeping"):

@@ -27,7 +27,7 @@ def flat(parts) -> torch.Tensor:
 @pytest.mark.parametrize(("architecture", "penalty"), CASES)
 def test_one_extra_patient_moves_the_sum_by_at_most_clip_norm(architecture, penalty):
     plan = network_plan(architecture)
-    gradients = PenalisedGradients(build_discriminator(plan), penalty=penalty, weight=10.0)
+    gradients = PenalisedGradients(build_discriminator(plan.networks), penalty=penalty, weight=10.0)
 
     def step(given: StepInput, clip_norm: float) -> torch.Tensor:
         rows = join_rows(

@@ -39,13 +39,13 @@ def make_plan(**image: object) -> Plan:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     plan = make_plan(mask_channels=1)
-    write_sampler(tmp_path / "sampler", build_generator(plan), plan, run_id="run-1")
+    write_sampler(tmp_path / "sampler", build_generator(plan.networks), plan, run_id="run-1")
     return tmp_path / "sampler"
 
 
 def test_the_loaded_generator_is_the_written_one(tmp_path: Path) -> None:
     plan = make_plan()
-    generator = build_generator(plan)
+    generator = build_generator(plan.networks)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -64,7 +64,8 @@ def test_the_folder_holds_the_published_files_and_nothing_else(folder: Path) -> 
 
 def test_digests_of_a_written_sampler_are_those_of_its_files(tmp_path: Path) -> None:
     plan = make_plan()
-    digests = write_sampler(tmp_path / "s", build_generator(plan), plan, transcript={"a": np.zeros(3, np.float32)})
+    transcript = {"a": np.zeros(3, np.float32)}
+    digests = write_sampler(tmp_path / "s", build_generator(plan.networks), plan, transcript=transcript)
     assert "transcript.safetensors" in digests
     assert digests == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (tmp_path / "s").iterdir()}
 
@@ -120,7 +121,7 @@ def test_images_lie_in_the_plans_range_and_masks_are_binary(tmp_path: Path) -> N
     for pixel_range, low in (("[-1,1]", -1.0), ("[0,1]", 0.0)):
         plan = make_plan(range=pixel_range, mask_channels=2, channels=3)
         target = tmp_path / f"from{low:g}"
-        write_sampler(target, build_generator(plan), plan)
+        write_sampler(target, build_generator(plan.networks), plan)
         images, masks = Sampler.load(target).sample_with_masks(6)
         assert images.shape == (6, 3, 28, 28)
         assert masks.shape == (6, 2, 28, 28)
@@ -130,7 +131,7 @@ def test_images_lie_in_the_plans_range_and_masks_are_binary(tmp_path: Path) -> N
 
 def test_a_sampler_without_masks_says_so(tmp_path: Path) -> None:
     plan = make_plan()
-    write_sampler(tmp_path / "s", build_generator(plan), plan)
+    write_sampler(tmp_path / "s", build_generator(plan.networks), plan)
     with pytest.raises(DataError, match="draws no masks"):
         Sampler.load(tmp_path / "s").sample_with_masks(1)
 
@@ -232,13 +233,13 @@ def test_a_sampler_is_never_written_over_another(folder: Path) -> None:
     before = (folder / "model.safetensors").read_bytes()
     plan = make_plan()
     with pytest.raises(RunFolderError, match="never overwritten"):
-        write_sampler(folder, build_generator(plan), plan)
+        write_sampler(folder, build_generator(plan.networks), plan)
     assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_diverged_generator_is_not_published(tmp_path: Path) -> None:
     plan = make_plan()
-    generator = build_generator(plan)
+    generator = build_generator(plan.networks)
     with torch.no_grad():
         next(generator.parameters()).fill_(float("nan"))
     with pytest.raises(DataError, match="NaN"):

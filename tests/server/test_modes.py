@@ -32,7 +32,7 @@ def test_gan_averages_discriminators_beside_generators_and_says_so(sites: list[P
     grid = run(plan, sites, out)
     answers = [read_arrays(reply) for kind, _, reply in grid.seen if kind == protocol.TRAIN]
     assert len(answers) == 2 * len(NAMES)
-    wanted = build_discriminator(plan).state_dict().keys()
+    wanted = build_discriminator(plan.networks).state_dict().keys()
     assert all(split_pair(arrays)[1].keys() == wanted for arrays in answers)
     certificate = json.loads((out / "sampler" / "certificate.json").read_text())
     assert certificate["share"] == "gan"

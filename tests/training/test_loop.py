@@ -293,7 +293,7 @@ def test_the_global_seed_plays_no_part():
     first = run(plan)
     torch.manual_seed(2)
     assert same(first.generator, run(plan).generator)
-    assert same(build_generator(plan), LocalState(plan).generator)
+    assert same(build_generator(plan.networks), LocalState(plan).generator)
 
 
 def test_the_views_of_real_images_are_drawn_privately_and_not_from_the_plans_seed(monkeypatch):

@@ -40,7 +40,7 @@ def test_no_image_has_a_vector_longer_than_1_in_any_network(architecture):
     plan = network_plan(architecture)
     scales = torch.tensor([0, 1e-3, 1, 10, 1e3]).reshape(-1, 1, 1, 1)
     images = torch.randn(5, 1, plan.image.size, plan.image.size) * scales
-    vectors = embed(build_discriminator(plan).eval(), images)
+    vectors = embed(build_discriminator(plan.networks).eval(), images)
     assert vectors.norm(dim=1).max() <= 1 + 1e-5
     assert vectors[1:].norm(dim=1).min() > 1 - 1e-3  # nothing of the budget is left unused
 
@@ -53,7 +53,7 @@ def test_one_patient_more_moves_the_released_sum_by_at_most_1(monkeypatch):
         return seen[-1].sum(0)
 
     monkeypatch.setattr(perceptual, "noisy_sum", bare_sum)
-    discriminator, data = build_discriminator(plan), cohort()
+    discriminator, data = build_discriminator(plan.networks), cohort()
     release_features(discriminator, data, plan, SeededEntropy(0))
     (vectors,) = seen
     assert vectors.shape[0] == data.patients
@@ -65,7 +65,7 @@ def test_one_patient_more_moves_the_released_sum_by_at_most_1(monkeypatch):
 
 @pytest.mark.parametrize("patients", [0, 7])
 def test_vectors_come_in_blocks_whose_size_does_not_grow_with_the_patients(monkeypatch, patients):
-    discriminator, some = build_discriminator(PLAN).eval(), cohort(7)
+    discriminator, some = build_discriminator(PLAN.networks).eval(), cohort(7)
     data = Cohort(images=some.images[:0], labels=some.labels[:0], owners=some.owners[:0], patients=0)
     data = some if patients else data
     (whole,) = perceptual._patient_features(discriminator, data, PLAN, SeededEntropy(0))
@@ -78,7 +78,7 @@ def test_vectors_come_in_blocks_whose_size_does_not_grow_with_the_patients(monke
 
 def test_the_target_is_the_class_means_of_the_features_whatever_the_shares_of_the_classes():
     plan = network_plan("dcgan", training=ON)
-    discriminator, data = build_discriminator(plan), cohort(40)
+    discriminator, data = build_discriminator(plan.networks), cohort(40)
     keep = (data.labels == 0) | (data.owners % 4 == 1)  # class 1 is half as frequent
     owners = torch.unique(data.owners[keep], return_inverse=True)[1]
     some = Cohort(images=data.images[keep], labels=data.labels[keep], owners=owners, patients=int(owners.max()) + 1)
@@ -90,7 +90,7 @@ def test_the_target_is_the_class_means_of_the_features_whatever_the_shares_of_th
 
 def test_noise_that_swallows_all_mass_gives_no_target():
     plan = network_plan("dcgan", training=ON | {"perceptual_noise_multiplier": 1e4})
-    found = [release_features(build_discriminator(plan), cohort(2), plan, SeededEntropy(i)) for i in range(8)]
+    found = [release_features(build_discriminator(plan.networks), cohort(2), plan, SeededEntropy(i)) for i in range(8)]
     assert None in found
 
 
@@ -123,7 +123,7 @@ def test_a_round_releases_exactly_once_and_the_first_not_at_all(monkeypatch):
 def test_the_distance_is_the_warm_starts_and_falls_as_fakes_near_the_target():
     plan = network_plan("dcgan", training=ON)
     data = cohort()
-    target = release_features(build_discriminator(plan), data, plan, SeededEntropy(0))
+    target = release_features(build_discriminator(plan.networks), data, plan, SeededEntropy(0))
     real = perceptual_loss(data.images, data.labels, target)
     other = perceptual_loss(-data.images, data.labels, target)
     swapped = perceptual_loss(data.images, 1 - data.labels, target)

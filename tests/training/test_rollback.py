@@ -27,7 +27,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 
 def watch() -> Watch:
-    return Watch(build_generator(PLAN), build_discriminator(PLAN), images(), LABELS, 0)
+    return Watch(build_generator(PLAN.networks), build_discriminator(PLAN.networks), images(), LABELS, 0)
 
 
 def test_spread_is_the_mean_squared_distance_of_two_fakes_of_a_class():
@@ -113,7 +113,7 @@ def test_after_too_many_rollbacks_the_generator_rests_until_the_round_ends(monke
 
 
 def test_a_discriminator_that_is_not_finite_goes_back_too():
-    generator, discriminator = build_generator(PLAN), build_discriminator(PLAN)
+    generator, discriminator = build_generator(PLAN.networks), build_discriminator(PLAN.networks)
     seen = Watch(generator, discriminator, images(), LABELS, 0)
     good = copy.deepcopy(discriminator.state_dict())
     next(discriminator.parameters()).data.fill_(float("inf"))

@@ -151,7 +151,7 @@ def test_fitted_generator_draws_the_planted_classes_from_a_noisy_unbalanced_rele
     vectors = warm_start.patient_embeddings(cohort([100, 300]), plan)
     release = vectors.sum(0) + 2 * torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(5))
     torch.manual_seed(0)  # the initial weights; six seeds were tried, all pass
-    generator, seen = build_generator(plan), []
+    generator, seen = build_generator(plan.networks), []
     warm_start.fit_generator(generator, release, plan, lambda *args: seen.append(args))
     assert seen[-1] == ("warm start", 40, 40)
     labels = torch.arange(64) % 2
