@@ -12,21 +12,34 @@ from pathlib import Path
 
 from ghostnet.errors import RunFolderError
 
+PRIVATE, PUBLIC = 0o600, 0o666  # readable by the owner alone; by whom the umask lets
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, readable by its owner alone (0600), and syncs it.
+
+def write_durably(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
+    """Writes a file whole or not at all, and syncs it.
 
     After a power cut the folder may still hold what was there before, until `sync_folder`.
     """
     fresh = path.with_name(path.name + ".new")
-    _write(fresh, data, os.O_TRUNC)
+    _write(fresh, data, os.O_TRUNC, mode)
     fresh.replace(path)
+
+
+def write_unsynced(path: Path, data: bytes) -> None:
+    """Like `write_durably`, for private files that can be made again: unsynced, and two processes may write one."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(fresh, data, os.O_TRUNC, PRIVATE, synced=False)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def create_durably(path: Path, data: bytes) -> None:
     """Like `write_durably`, unless the file is there: of two processes that race here, one wins whole."""
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    _write(fresh, data, os.O_EXCL)
+    _write(fresh, data, os.O_EXCL, PRIVATE)
     try:
         with suppress(FileExistsError):  # the other process was first; its file is the one that is read
             os.link(fresh, path)
@@ -52,11 +65,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(path: Path, data: bytes, flag: int) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | flag | os.O_CLOEXEC, 0o600), "wb") as file:
+def _write(path: Path, data: bytes, flag: int, mode: int, *, synced: bool = True) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | flag | os.O_CLOEXEC, mode), "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -99,25 +113,15 @@ def refuse_existing(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part.
+    """`write_durably`, of a file for people: a reader sees the old content or the new, never a part.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        write_durably(path, content, mode=PUBLIC)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written ({error.strerror}); choose another folder") from None
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -20,12 +19,13 @@ import numpy as np
 import tomli_w
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from ghostnet.durable import PUBLIC, write_durably
 from ghostnet.errors import RunFolderError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
-from ghostnet.exchange.arrays import Arrays
+from ghostnet.exchange.arrays import Arrays, to_bytes
 from ghostnet.plan import Plan
 from server.conversation import Hospital, Known, Timing, tenths
 
@@ -70,7 +70,7 @@ class Checkpoint:
             return cls._load(out, json.loads(record.read_text()), plan)
         (out / "server").mkdir(parents=True, exist_ok=True)
         checkpoint = cls(out=out, run_id=secrets.token_hex(16), plan_hash=plan.hash())
-        _write(out / "plan.toml", tomli_w.dumps(plan.to_dict()))
+        write_durably(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode(), mode=PUBLIC)
         checkpoint._write_record()
         return checkpoint
 
@@ -173,7 +173,7 @@ class Checkpoint:
             "server_s": {work: tenths(wall) for work, wall in self.server_s.items()},
             "roster": self.roster,
         }
-        _write(self.out / "server" / "run.json", json.dumps(record, indent=2) + "\n")
+        write_durably(self.out / "server" / "run.json", (json.dumps(record, indent=2) + "\n").encode(), mode=PUBLIC)
 
 
 def check_free(out: Path, *, resume: bool) -> None:
@@ -194,17 +194,4 @@ def check_free(out: Path, *, resume: bool) -> None:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Writes safetensors, synced; the file is replaced as a whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    save_file(arrays, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(path, to_bytes(arrays), mode=PUBLIC)

@@ -21,8 +21,8 @@ from pathlib import Path
 import client.deidentify
 from client.config import SiteConfig
 from client.deidentify.pseudonyms import content_key
-from client.intake.cache import write_private
 from client.intake.files import Job, file_digest
+from ghostnet.durable import write_unsynced
 from ghostnet.errors import SiteError
 
 FILE = "approved.csv"
@@ -85,7 +85,7 @@ def write_approvals(state: Path, approvals: Mapping[str, str]) -> None:
     writer.writerow(_HEADER)
     writer.writerows(sorted(approvals.items()))
     state.mkdir(parents=True, exist_ok=True)
-    write_private(state / FILE, lines.getvalue().encode())
+    write_unsynced(state / FILE, lines.getvalue().encode())
 
 
 def approve(state: Path, keys: Sequence[str]) -> int:

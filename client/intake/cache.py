@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from client.deidentify.headers import HeaderRecord, record_from_dict
 from client.deidentify.survivors import survivors
 from client.quarantine import TRANSIENT, Code, Refused
+from ghostnet.durable import write_unsynced
 
 _SUFFIX = ".safetensors"
 _MOST_RULES = 8  # sets of rules whose entries are kept: some plans in turn, not every version of this code
@@ -111,11 +112,11 @@ class Cache:
             kept = {"record": asdict(entry.record), "blanked": entry.blanked, "patient": entry.patient}
             artefact = _artefact({"planes": entry.planes}, kept)
             if not survivors(artefact, identifiers):
-                write_private(self._path(key), artefact)
+                write_unsynced(self._path(key), artefact)
                 return entry
             entry = Code.IDENTIFIER
         if entry not in TRANSIENT:
-            write_private(self._path(key), _artefact({}, {"code": entry.value}))
+            write_unsynced(self._path(key), _artefact({}, {"code": entry.value}))
         return entry
 
     def sources(self) -> set[str]:
@@ -166,15 +167,3 @@ def _patient(path: Path) -> str:
 
 def _artefact(arrays: dict[str, NDArray[np.float32]], kept: Mapping[str, object]) -> bytes:
     return bytes(save(arrays, metadata={"entry": json.dumps(kept, sort_keys=True)}))
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, readable by its owner alone (0600)."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

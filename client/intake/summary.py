@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.intake.cache import write_private
 from client.intake.images import SourceCounts
 from client.quarantine import EXPLAINED, Code
+from ghostnet.durable import write_unsynced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,5 +87,5 @@ def write_table(state: Path, table: IntakeTable, refused_paths: dict[str, str]) 
     writer = csv.writer(lines)
     writer.writerow(["file", "code", "path"])
     writer.writerows([key, code, refused_paths.get(key, "")] for key, code in table.refused)
-    write_private(state / "quarantine.csv", lines.getvalue().encode("utf-8", "backslashreplace"))
-    write_private(state / "intake.json", (json.dumps(table.to_dict(), indent=2) + "\n").encode())
+    write_unsynced(state / "quarantine.csv", lines.getvalue().encode("utf-8", "backslashreplace"))
+    write_unsynced(state / "intake.json", (json.dumps(table.to_dict(), indent=2) + "\n").encode())

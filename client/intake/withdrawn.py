@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 from client.deidentify.pseudonyms import patient_key
-from client.intake.cache import write_private
 from client.intake.pacs.store import COMPLETE, SUFFIX, Withdrawn, is_uid, keyed_uid
 from client.intake.sandbox.pool import read_patients
 from client.intake.task import Limits
+from ghostnet.durable import write_durably, write_unsynced
 from ghostnet.errors import SiteError
 
 FILE = "withdrawn.txt"
@@ -74,7 +74,7 @@ def forget_fetched(
     noted = {path.stem: patient for path, patient in gone.items()} | {at.name: who for at, who in emptied.items()}
     key = _key(secret)
     lines = _lines(state) | {keyed_uid(key, uid): patient for uid, patient in noted.items() if is_uid(uid)}
-    write_private(state / FILE, "".join(f"{uid} {patient}\n" for uid, patient in sorted(lines.items())).encode())
+    write_durably(state / FILE, "".join(f"{uid} {patient}\n" for uid, patient in sorted(lines.items())).encode())
     _delete(gone, emptied.keys() - {folder}, key)
     return len(gone)
 
@@ -102,7 +102,7 @@ def forget_review(state: Path, review: Path, excluded: Set[str]) -> bool:
     shown = bool(excluded - known) and review.is_dir()
     if shown:
         shutil.rmtree(review)
-    write_private(state / PATIENTS_FILE, "".join(f"{patient}\n" for patient in sorted(excluded)).encode())
+    write_durably(state / PATIENTS_FILE, "".join(f"{patient}\n" for patient in sorted(excluded)).encode())
     return shown
 
 
@@ -118,7 +118,7 @@ def _delete(gone: Iterable[Path], emptied: Set[Path], key: bytes) -> None:
         if path.parent not in emptied and complete.is_file():
             lines = complete.read_text("ascii").splitlines()
             kept = (keyed_uid(key, line) if line == path.stem else line for line in lines)
-            write_private(complete, "".join(f"{line}\n" for line in kept).encode())
+            write_unsynced(complete, "".join(f"{line}\n" for line in kept).encode())
     for folder in emptied:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from client.config import SiteConfig
 from client.exclusions import read_exclusions
 from client.intake.approvals import approval_key, shown_rules
-from client.intake.cache import Entry, write_private
+from client.intake.cache import Entry
 from client.intake.files import Job, file_digest, prepare_jobs
 from client.intake.sandbox.pool import prepare_files
 from client.intake.sources import SortedFiles, sort_files
 from client.intake.task import Limits, Prepared
 from client.quarantine import Code
 from client.review.page import Card, Counts, render_pages
+from ghostnet.durable import write_unsynced
 from ghostnet.errors import SiteError
 from ghostnet.plan import ImageSpec
 from ghostnet.progress import Progress, silent
@@ -204,7 +205,7 @@ def _write(folder: Path, cards: Sequence[Card], counts: Counts, config: SiteConf
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     approvable = [card.key for card in cards if card.held and card.frames]
-    write_private(folder / SHOWN, "".join(f"{key}\n" for key in approvable).encode())
+    write_unsynced(folder / SHOWN, "".join(f"{key}\n" for key in approvable).encode())
     for name, page in render_pages(cards, counts, site=config.source.name, folder=str(folder)):
-        write_private(folder / name, page.encode())
+        write_unsynced(folder / name, page.encode())
     return folder / "index.html"

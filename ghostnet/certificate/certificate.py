@@ -30,6 +30,7 @@ from ghostnet.certificate.statement_checks import (
     statement_looks,
 )
 from ghostnet.certificate.transcript import Shown, check_weights
+from ghostnet.durable import PUBLIC, write_durably
 from ghostnet.errors import GhostNetError, VerifyError
 from ghostnet.evidence import keys
 from ghostnet.evidence.answers import read_answered
@@ -137,9 +138,8 @@ def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
 def write_certificate(folder: Path, certificate: Mapping[str, Any]) -> Path:
     """Writes certificate.json into a sampler's folder, whole or not at all."""
     path = folder / CERTIFICATE_FILE
-    fresh = path.with_name(CERTIFICATE_FILE + ".new")
-    fresh.write_bytes(certificate_bytes(certificate))
-    return fresh.replace(path)
+    write_durably(path, certificate_bytes(certificate), mode=PUBLIC)
+    return path
 
 
 def file_sha256(path: Path) -> str:

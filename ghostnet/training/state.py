@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from ghostnet.durable import write_durably
 from ghostnet.errors import SiteError
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
@@ -45,13 +45,8 @@ class LocalState:
     def save_state(self, path: Path) -> None:
         """Writes the state as safetensors; the file is replaced as a whole or not at all."""
         metadata = {"plan": self.plan.hash(), "step": str(self.step)}
-        partial = path.with_name(path.name + ".part")
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}, partial, metadata
-        )
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        write_durably(path, save(tensors, metadata))
 
     def load_state(self, path: Path) -> None:
         """Reads what `save_state` wrote for the same plan; nothing is changed unless all of it fits.
