@@ -424,7 +424,7 @@ def crafted_discriminator(
 @contextmanager
 def arithmetic(name: str) -> Iterator[None]:
     """Runs with the product's arithmetic, with its fallback, or with the planted bug (see the module's text)."""
-    mechanism._PROVEN.clear()
+    blocks.forget()
     changes: list[tuple[object, str, object]] = []
     if name != "product":
         shares = name == "unfilled"
@@ -438,7 +438,7 @@ def arithmetic(name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            mechanism._PROVEN.clear()
+            blocks.forget()
 
 
 def _unfilled_block(rows: Rows, part: Block, block: int) -> Rows:
@@ -462,7 +462,7 @@ def self_test_ms() -> dict[str, float]:
         gradients = patient_gradients(build_discriminator(plan), plan)
         fakes, labels = torch.zeros(2, 1, plan.image.size, plan.image.size), torch.zeros(2, dtype=torch.int64)
         rows = join_rows(images=fakes[:0], labels=labels[:0], groups=labels[:0], fakes=fakes, fake_labels=labels)
-        mechanism._PROVEN.clear()
+        blocks.forget()
         with timed(mechanism, "_is_invariant") as seconds:
             gradients.clipped_sum(rows, discriminator_loss("non-saturating"), clip_norm=1.0, physical_rows=128)
         found[network] = 1e3 * seconds[0]
@@ -496,29 +496,6 @@ def timed(module: object, function: str) -> Iterator[list[float]]:
 
     with mock.patch.object(module, function, measured):
         yield seconds
-
-
-class FailedSelfTests(logging.Handler):
-    """Counts the self-tests that answered no."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One more."""
-        self.count += 1
-
-
-@contextmanager
-def failed_self_tests() -> Iterator[FailedSelfTests]:
-    """Listens while the search runs: where every patient runs alone, nothing was searched."""
-    handler = FailedSelfTests()
-    blocks.logger.addHandler(handler)
-    try:
-        yield handler
-    finally:
-        blocks.logger.removeHandler(handler)
 
 
 def search(count: int, *, seed: int, threads: Sequence[int], seconds: float = math.inf) -> Iterator[Outcome]:
@@ -607,7 +584,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("ghostnet.perceptual").setLevel(logging.ERROR)  # it says when nobody is left to release
     outcomes: list[Outcome] = []
-    with arithmetic(arguments.arithmetic), failed_self_tests() as failed:
+    with arithmetic(arguments.arithmetic):
         for outcome in search(
             arguments.count, seed=arguments.seed, threads=arguments.threads, seconds=arguments.seconds
         ):
