@@ -221,9 +221,7 @@ def _arranged(block: int, shift: int) -> Tensor:
     return copies
 
 
-def _as_expected(
-    parts: Iterable[Tensor], alike: dict[int, list[int]], expected: dict[tuple[int, int], Tensor]
-) -> bool:
+def _as_expected(parts: Iterable[Tensor], alike: dict[int, list[int]], expected: dict[tuple[int, int], Tensor]) -> bool:
     """Whether copies agree with each other and with those before; where there are none yet, they are written down."""
     is_first, seen = not expected, 0
     for index, part in enumerate(parts):
