@@ -14,8 +14,7 @@ patient, without, and that patient alone. Counted are
 
 `--arithmetic alone` takes the way of a machine that fails the self-test (each patient in a block of its own);
 `unfilled` is a planted bug, the arithmetic without blocks of one shape, and must be found. The exit code is 1 where a
-number changed or a ratio is above 1 + 1e-5. At the end: the self-test's CPU time for each network at the width that
-plans have by default.
+number changed or a ratio is above 1 + 1e-5. Cost of the self-test of the arithmetic: `python -m benchmarks.self_test`.
 """
 
 from __future__ import annotations
@@ -421,7 +420,7 @@ def crafted_discriminator(
 @contextmanager
 def arithmetic(name: str) -> Iterator[None]:
     """Runs with the product's arithmetic, with its fallback, or with the planted bug (see the module's text)."""
-    mechanism._PROVEN.clear()
+    blocks.forget()
     changes: list[tuple[object, str, object]] = []
     if name != "product":
         shares = name == "unfilled"
@@ -435,7 +434,7 @@ def arithmetic(name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            mechanism._PROVEN.clear()
+            blocks.forget()
 
 
 def _unfilled_block(rows: Rows, part: Block, block: int) -> Rows:
@@ -449,75 +448,6 @@ def _unfilled_block(rows: Rows, part: Block, block: int) -> Rows:
         real=rows.real[part.rows],
         group_count=part.groups.stop - part.groups.start,
     )
-
-
-def self_test_ms() -> dict[str, float]:
-    """CPU time of the self-test of each network at the default width, and of the other releases', in milliseconds."""
-    found: dict[str, float] = {}
-    for network in NETWORKS:
-        plan = network_plan(network)
-        gradients = patient_gradients(build_discriminator(plan.networks), plan)
-        fakes, labels = torch.zeros(2, 1, plan.image.size, plan.image.size), torch.zeros(2, dtype=torch.int64)
-        rows = join_rows(images=fakes[:0], labels=labels[:0], groups=labels[:0], fakes=fakes, fake_labels=labels)
-        mechanism._PROVEN.clear()
-        with timed(mechanism, "_is_invariant") as seconds:
-            gradients.clipped_sum(rows, discriminator_loss("non-saturating"), clip_norm=1.0, physical_rows=128)
-        found[network] = 1e3 * seconds[0]
-    plan = network_plan("dcgan 64")
-    one = Cohort(
-        images=torch.zeros(1, 1, 64, 64), labels=torch.zeros(1).long(), owners=torch.zeros(1).long(), patients=1
-    )
-    calls: dict[str, Callable[[], object]] = {
-        "warm start, 64 px": lambda: list(iter_patient_embeddings(one, plan)),
-        "perceptual release, dcgan 64": lambda: release_features(
-            build_discriminator(plan.networks), one, plan, SystemEntropy()
-        ),
-        "utility counts, 64 px": lambda: scores(build_classifier(channels=1, classes=2).eval(), one.images),
-    }
-    for name, call in calls.items():
-        with timed(blocks, "_rows_are_invariant") as seconds:
-            call()
-        found[name] = 1e3 * seconds[0]
-    return found
-
-
-@contextmanager
-def timed(module: object, function: str) -> Iterator[list[float]]:
-    """CPU seconds of each call of a module's function."""
-    seconds: list[float] = []
-    original = getattr(module, function)
-
-    def measured(*arguments: object) -> object:
-        start = time.process_time()
-        result = original(*arguments)
-        seconds.append(time.process_time() - start)
-        return result
-
-    with mock.patch.object(module, function, measured):
-        yield seconds
-
-
-class FailedSelfTests(logging.Handler):
-    """Counts the self-tests that answered no."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One more."""
-        self.count += 1
-
-
-@contextmanager
-def failed_self_tests() -> Iterator[FailedSelfTests]:
-    """Listens while the search runs: where every patient runs alone, nothing was searched."""
-    handler = FailedSelfTests()
-    blocks.logger.addHandler(handler)
-    try:
-        yield handler
-    finally:
-        blocks.logger.removeHandler(handler)
 
 
 def search(count: int, *, seed: int, threads: Sequence[int], seconds: float = math.inf) -> Iterator[Outcome]:
@@ -570,8 +500,7 @@ def table(result: dict[str, object]) -> str:
             lines.append(_line(name, row))
         lines.append("")
     lines += [_line("in all", result), "", *result["findings"]]  # type: ignore[misc]
-    lines += [f"self-tests that answered no: {result['self_tests_failed']}"]
-    lines += ["self-test, CPU ms: " + ", ".join(f"{name} {ms:.0f}" for name, ms in result["self_test_cpu_ms"].items())]  # type: ignore[attr-defined]
+    lines += [*result["computed_alone"]]  # type: ignore[misc]
     return "\n".join(lines)
 
 
@@ -606,7 +535,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("ghostnet.training.perceptual").setLevel(logging.ERROR)  # it says when nobody is left to release
     outcomes: list[Outcome] = []
-    with arithmetic(arguments.arithmetic), failed_self_tests() as failed:
+    with arithmetic(arguments.arithmetic):
         for outcome in search(
             arguments.count, seed=arguments.seed, threads=arguments.threads, seconds=arguments.seconds
         ):
@@ -614,15 +543,14 @@ def main() -> None:
             if outcome.is_a_miss or len(outcomes) % 500 == 0:
                 worst, misses = max(o.moved for o in outcomes), sum(o.is_a_miss for o in outcomes)
                 print(f"{len(outcomes)} trials, worst ratio {worst:.9f}, {misses} misses", file=sys.stderr, flush=True)
-    torch.set_num_threads(1)
+        alone = blocks.computed_alone()
     result = {
         "machine": machine(),
         "arithmetic": arguments.arithmetic,
         "threads": arguments.threads,
         "seed": arguments.seed,
         **summary(outcomes),
-        "self_tests_failed": failed.count,
-        "self_test_cpu_ms": self_test_ms() if arguments.arithmetic == "product" else {},
+        "computed_alone": alone,
     }
     print(json.dumps(result, indent=2) if arguments.json else table(result))
     sys.exit(1 if result["misses"] else 0)

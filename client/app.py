@@ -27,12 +27,16 @@ from ghostnet.errors import FederationError, LedgerError, PolicyError, SiteError
 from ghostnet.exchange import protocol
 from ghostnet.exchange.secure_sum import MOST_CHARACTERS
 from ghostnet.plan import Plan, plan_from_dict
+from ghostnet.privacy import blocks
 from ghostnet.progress import Progress, silent
 
 MAX_PLAN_CHARACTERS = 100_000
 MAX_FILES_CHARACTERS = 2_000
 REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+_TOLD: set[tuple[str, str]] = set()
+"""(hospital's log, sentence) of what this process wrote once and does not write again."""
 
 _SITES: dict[Path, tuple[tuple[SiteConfig, Progress], Site]] = {}
 
@@ -199,7 +203,11 @@ def _site_log(path: Path) -> logging.Logger:
 
 @contextmanager
 def _heard(log: logging.Logger) -> Iterator[None]:
-    """Writes what the training says meanwhile (a generator that diverged) to this hospital's log too."""
+    """Writes what the training says meanwhile (a generator that diverged) to this hospital's log too.
+
+    Networks for which the self-test of the arithmetic failed are named once in each hospital's log: hospitals that
+    share a process share its answer.
+    """
     training = logging.getLogger("ghostnet")
     for handler in log.handlers:
         training.addHandler(handler)
@@ -208,6 +216,10 @@ def _heard(log: logging.Logger) -> Iterator[None]:
     finally:
         for handler in log.handlers:
             training.removeHandler(handler)
+        for sentence in blocks.computed_alone():
+            if (log.name, sentence) not in _TOLD:
+                _TOLD.add((log.name, sentence))
+                log.warning("%s", sentence)
 
 
 def _text(message: Message, key: str, *, limit: int) -> str:

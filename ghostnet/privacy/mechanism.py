@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from ghostnet.errors import PlanError
-from ghostnet.privacy.blocks import Block, block_rows, blocks_of, filled, is_invariant, with_random_weights
+from ghostnet.privacy.blocks import Block, block_rows, blocks_of, filled, is_invariant, shapes_of, with_random_weights
 from ghostnet.privacy.bookkeeping import Forward, group_gradients
 from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator, row_independent
@@ -229,7 +229,7 @@ def sum_clipped(
     if math.frexp(step)[0] != 0.5:
         raise PlanError(f"grid_step = {step} is not a power of two; use noise.grid_step")
     totals = GridSums(discriminator, most=int(2.0**24 * step / clip_norm))
-    shared = rows.group_count < 2 or _is_invariant(discriminator, rows, gradients, block, kind)
+    shared = rows.group_count < 2 or _is_invariant(discriminator, rows, gradients, block, kind, scratch)
     sizes = rows.sizes().tolist()
     clip = partial(_add_clipped, totals, clip_norm=clip_norm, step=step)
 
@@ -363,42 +363,38 @@ def _add_clipped(
     totals.add(gradients, factors, dropped=(~finite).nonzero().flatten())
 
 
-_PROVEN: dict[Hashable, bool] = {}
-"""By network, block, threads and device: whether groups may share blocks in this process."""
-
-
-def _is_invariant(discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable) -> bool:
+def _is_invariant(
+    discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable, scratch: Scratch
+) -> bool:
     """Whether this process computes a group's part independent of its place and neighbours; tried once a network."""
-    shapes = (str(discriminator), tuple(p.shape for p in discriminator.parameters()))
-    key = (kind, shapes, rows.images.shape[1:], rows.images.dtype, rows.images.device, block, torch.get_num_threads())
-    if key not in _PROVEN:
-        probe = with_random_weights(discriminator)
-        _PROVEN[key] = is_invariant(
-            partial(_watched, lambda rows: gradients(probe, rows, Scratch())), rows.images[:0], block=block
-        )
-    return _PROVEN[key]
+
+    @cache
+    def probe() -> nn.Module:
+        return with_random_weights(discriminator)
+
+    def results(images: Tensor, groups: Tensor) -> Iterator[Tensor]:
+        scratch.begin()
+        return _watched(gradients(probe(), _all_real(images, groups), scratch))
+
+    return is_invariant(results, rows.images[:0], block=block, pairs=True, kind=(kind, shapes_of(discriminator)))
 
 
-def _watched(
-    of_block: Callable[[Rows], dict[str, ParameterGradient]], images: Tensor, places: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """Norm and gradient of each watched group, the last of two rows; the rounding of every layer shows in them."""
-    block, device, pair = len(images), images.device, places[-1][0]
-    ids = torch.arange(block, device=device)
-    ids -= (ids > pair).long()
-    rows = Rows(
+def _all_real(images: Tensor, groups: Tensor) -> Rows:
+    return Rows(
         images=images,
-        labels=torch.zeros(block, dtype=torch.int64, device=device),
-        groups=ids,
-        real=torch.ones(block, dtype=torch.bool, device=device),
-        group_count=block - 1,
+        labels=torch.zeros(len(images), dtype=torch.int64, device=images.device),
+        groups=groups,
+        real=torch.ones(len(images), dtype=torch.bool, device=images.device),
+        group_count=int(groups[-1]) + 1,
     )
-    at = ids[[group[0] for group in places]]
-    parts = []
-    for gradient in of_block(rows).values():
-        parts.append(gradient.squared_norm[at, None])
-        parts += [tile.values[at].double() for tile in gradient.scaled(torch.ones(block, device=device))]
-    return list(torch.cat(parts, dim=1))
+
+
+def _watched(gradients: dict[str, ParameterGradient]) -> Iterator[Tensor]:
+    """Norm and gradient of each group; the rounding of every layer shows in them."""
+    for gradient in gradients.values():
+        yield gradient.squared_norm
+        for tile in gradient.scaled(torch.ones_like(gradient.squared_norm)):
+            yield tile.values
 
 
 def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ghostnet.plan import Plan
-from ghostnet.privacy.blocks import row_by_row, with_random_weights
+from ghostnet.privacy.blocks import row_by_row, shapes_of, with_random_weights
 from ghostnet.privacy.mechanism import choose_rows
 from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.releases import noisy_sum
@@ -129,6 +129,7 @@ def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: 
     device, labels = next(snapshot.parameters()).device, len(plan.image.labels)
     everyone, probe = torch.arange(cohort.patients), partial(embed, with_random_weights(snapshot))
     index, groups = choose_rows(cohort.owners, everyone, plan.privacy.images_per_patient, entropy)  # (r,), (r,)
+    kind = ("features", shapes_of(snapshot))
     width = embed(snapshot, torch.zeros(1, *cohort.images.shape[1:], device=device)).shape[1]
     most = max(1, BLOCK_NUMBERS // (labels * width))  # patients at once
     for first in range(0, max(1, cohort.patients), most):
@@ -138,7 +139,7 @@ def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: 
         cells = (groups[begin:end] - first) * labels + cohort.labels[index[begin:end]]
         done = 0
         rows = cohort.images[index[begin:end]].to(device)
-        for vectors in row_by_row(partial(embed, snapshot), rows, probe=probe):
+        for vectors in row_by_row(partial(embed, snapshot), rows, kind=kind, probe=probe):
             sums.index_add_(0, cells[done : done + len(vectors)], vectors.cpu())  # rows of a cell in their order
             done += len(vectors)
         counts = torch.bincount(groups[begin:end] - first, minlength=count).clamp(min=1)  # (count,)

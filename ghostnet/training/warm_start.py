@@ -115,7 +115,7 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor
         sums = torch.zeros((stop - start) * labels, block, dtype=torch.float64)
         cells = (owners[begin:end] - start) * labels + cohort.labels[kept[begin:end]]
         first = 0
-        for vectors in row_by_row(embed, cohort.images[kept[begin:end]]):
+        for vectors in row_by_row(embed, cohort.images[kept[begin:end]], kind=plan):
             sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
             first += len(vectors)
         counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ghostnet.errors import DataError
-from ghostnet.privacy.blocks import LEAST_ROWS, filled, row_by_row, with_random_weights
+from ghostnet.privacy.blocks import LEAST_ROWS, filled, row_by_row, shapes_of, with_random_weights
 from ghostnet.progress import Progress, silent
 
 WIDTH = 16  # channels of the first layer; 600 steps at 64 pixels take under a minute on one core
@@ -156,7 +156,7 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Guarantee:
         A row is a function of its image and the model alone, to the bit (privacy/blocks.py). Adds no noise.
     """
-    parts = list(row_by_row(model, images, probe=with_random_weights(model)))
+    parts = list(row_by_row(model, images, kind=shapes_of(model), probe=with_random_weights(model)))
     return torch.cat(parts or [model(filled(images, LEAST_ROWS))[:0]]).double()
 
 

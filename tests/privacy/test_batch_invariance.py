@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.sensitivity_search import NETWORKS, RELEASES, Outcome, arithmetic, trial
-from ghostnet.privacy import mechanism
+from ghostnet.privacy import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +19,9 @@ def fresh_self_tests() -> Iterator[None]:
     """Each test asks anew whether groups may share blocks, and leaves the number of threads as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    mechanism._PROVEN.clear()
+    blocks.forget()
     yield
-    mechanism._PROVEN.clear()
+    blocks.forget()
     torch.set_num_threads(threads)
 
 
