@@ -5,7 +5,8 @@ places as rows, whatever the number of groups, so that shapes never tell how man
 
 Each group's gradient is written out, either kept from the norm to the sum or, where it is large, formed again piece by
 piece. It costs more than one product over all rows, in which rows round each other's sums: there, numbers that cancel
-within one row swallow what others add meanwhile, and a discriminator may be made to harm.
+within one row swallow what others add meanwhile, and a discriminator may be made to harm. What is formed again is
+formed from the same numbers, and scaled only then: a norm speaks for the very numbers that are added.
 """
 
 from __future__ import annotations
@@ -167,9 +168,9 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
                 times = torch.mul(values, column, out=groups.scratch.borrow("scaled", tuple(values.shape), values))
                 yield Tile(rows=rows, columns=columns, values=times)
         else:
-            weighted = g * factors.to(g.dtype)[groups.ids, None, None]
-            for rows, columns in tiles:
-                yield Tile(rows=rows, columns=columns, values=formed(weighted, rows, columns))
+            column = factors.to(g.dtype)[:, None]
+            for rows, columns in tiles:  # the very numbers that were measured: factors on g would round, or overflow
+                yield Tile(rows=rows, columns=columns, values=formed(g, rows, columns).mul_(column))
 
     return ParameterGradient(matrix=matrix, squared_norm=squared, scaled=scaled)
 

@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _GRID_LOG2 = 40  # clip_norm in steps of the grid, where the noise does not give one
+_LONGEST = 2.0**100  # a longer gradient counts as not finite: its factor, and sums on the way to it, leave float32
 _NORM_ROUNDING = 2.0**-17  # more than a norm's float32 sums (groups.py) and the factor's product can round by
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -181,8 +182,8 @@ class PatientGradients:
             Unit: patient, add/remove one with all rows. Sensitivity: clip_norm, for the arithmetic that runs: what a
             group adds is a function of its own rows and of public numbers, to the bit (blocks.py), its norm is at most
             clip_norm, and sums of whole steps are exact. So one patient more moves the sum by that patient's part and
-            by nothing else, whatever the weights are. A group whose gradient is not finite counts as zero.
-            Assumes: the fakes are chosen without looking at the reals.
+            by nothing else, whatever the weights are. A group whose gradient is not finite, or longer than 2^100,
+            counts as zero. Assumes: the fakes are chosen without looking at the reals.
         """
         check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
         gradients = partial(_ENGINES[self._engine], row_loss=row_loss)
@@ -409,8 +410,11 @@ def _weighted_losses(forward: Forward, rows: Rows, row_loss: RowLoss) -> Tensor:
 
 
 def clip_factors(norm: Tensor, clip_norm: float) -> tuple[Tensor, Tensor]:
-    """(factor of each group (p,), whether its norm is finite (p,)); a group whose norm is not counts as zero."""
-    finite = norm.isfinite()
+    """(factor of each group (p,), whether its norm is finite (p,)); a group whose norm is not counts as zero.
+
+    Factors below 2^-126 have few bits left in float32: a norm of 1e50 once moved a sum by 1.7 clip norms.
+    """
+    finite = norm < _LONGEST  # false for NaN
     return torch.where(finite, (clip_norm / norm).clamp(max=1.0), 0.0), finite  # C/0 = inf, clamped to 1
 
 

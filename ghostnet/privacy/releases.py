@@ -73,8 +73,10 @@ def _in_steps(rows: torch.Tensor, norm_bound: float, step: float) -> torch.Tenso
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (rows, 1)
     if not bool(norms.isfinite().all()):
         finite = rows.isfinite().all(dim=1, keepdim=True)
-        # Entries that large come from float64 only; without the clamp their squares would overflow.
-        rows = rows.masked_fill(~finite, 0.0).clamp_(-1e150, 1e150)
+        # Entries that large come from float64 only; without the clamp their squares would overflow. Rows whose norm is
+        # finite stay as they are: what a patient adds must not depend on whether another's overflows.
+        rows = rows.masked_fill(~finite, 0.0)
+        rows = torch.where(norms.isfinite(), rows, rows.clamp(-1e150, 1e150))
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     factors = (norm_bound / norms).clamp_(max=1.0) / step  # the step is a power of two
     steps: torch.Tensor = (rows * factors).trunc_()
