@@ -6,7 +6,7 @@ import torch
 
 from ghostnet.errors import FederationError
 from ghostnet.exchange.arrays import load_arrays, to_arrays
-from ghostnet.models import Generator
+from ghostnet.models.dcgan import Generator
 
 
 def network(seed: int) -> Generator:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghostnet.losses import discriminator_loss
 from ghostnet.privacy import groups as grouping
 from ghostnet.privacy.mechanism import PatientGradients, join_rows, noised_sum, row_independent
 from ghostnet.privacy.noise import SystemEntropy, grid_step
 from ghostnet.privacy.releases import _in_steps
+from ghostnet.training.losses import discriminator_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghostnet.losses import discriminator_loss
 from ghostnet.privacy import mechanism
 from ghostnet.privacy.mechanism import PatientGradients, join_rows, row_independent
 from ghostnet.privacy.noise import grid_step
+from ghostnet.training.losses import discriminator_loss
 from tests.privacy.networks import SmallDiscriminator, build_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

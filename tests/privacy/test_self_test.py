@@ -244,7 +244,7 @@ def test_a_step_is_tried_once_for_several_hospitals_of_a_process(monkeypatch: py
     monkeypatch.setattr(blocks, "_copies_agree", counting)
     rows = two_fakes()
     for _ in range(3):
-        hospital = PatientGradients(build_discriminator(network_plan("dcgan 28")), GradientEngine.KERNELS)
+        hospital = PatientGradients(build_discriminator(network_plan("dcgan 28").networks), GradientEngine.KERNELS)
         hospital.clipped_sum(rows, lambda logits, real: -logits, clip_norm=1.0, physical_rows=16)
     assert tried == [16]
 
