@@ -19,6 +19,7 @@ from ghostnet.evidence import keys
 from ghostnet.evidence.faults import KEY_NAME
 from ghostnet.evidence.witness import default_witness
 from ghostnet.plan.toml import check_number, read_table
+from ghostnet.training.device import AUTO, check_device_name
 
 Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
 Layout = Literal["plain", "nih", "chexpert"]
@@ -85,6 +86,13 @@ class DeidentifySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeSpec:
+    """What this hospital computes on. A plan means the same on every device."""
+
+    device: str = AUTO  # "auto": a GPU where torch sees one; "cpu"; or "cuda:0", "cuda:1", ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteConfig:
     """One hospital's site.toml, with absolute paths.
 
@@ -97,6 +105,7 @@ class SiteConfig:
         cohort: how test patients are split off.
         deidentify: what is done about text in the pixels.
         policy: the hospital's limits on any plan.
+        compute: the device of training, fits and classifiers.
         source: the file this came from.
     """
 
@@ -108,6 +117,7 @@ class SiteConfig:
     cohort: CohortSpec = field(default_factory=CohortSpec)
     deidentify: DeidentifySpec = field(default_factory=DeidentifySpec)
     policy: PolicySpec
+    compute: ComputeSpec = field(default_factory=ComputeSpec)
     source: Path = Path()
 
     @property
@@ -223,6 +233,7 @@ def _check(config: SiteConfig, source: str) -> None:
             f"[policy].witness lies inside the state folder and would be restored together with it; move it in {source}"
         )
     _check_labels(config.labels, data, source)
+    check_device_name(config.compute.device, key=f"[compute].device in {source}")
     if config.pacs is not None:
         check_pacs(config.pacs, source)
     _check_deidentify(config.deidentify, data, source)

@@ -51,6 +51,7 @@ from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.progress import Progress, silent
 from ghostnet.training import warm_start
 from ghostnet.training.cohort import Cohort
+from ghostnet.training.device import find_device
 from ghostnet.training.loop import train_round
 from ghostnet.training.state import LocalState
 from ghostnet.utility import classification
@@ -92,6 +93,7 @@ class Site:
         self._keep_ledger_open = keep_ledger_open
         self._progress = progress
         self._entropy = SystemEntropy()
+        self._device = find_device(config.compute.device, key=f"[compute].device in {config.source}")
         self._loaded: tuple[ImageSpec, Cohorts] | None = None
         self._held: Ledger | None = None
         self._software = installed_software(Path(__file__).resolve().parent)  # as this process has loaded it
@@ -159,7 +161,9 @@ class Site:
         """
 
         def answer() -> Arrays:
-            vectors = warm_start.iter_patient_embeddings(self._train_patients(plan), plan)  # (some p, D) each
+            vectors = warm_start.iter_patient_embeddings(
+                self._train_patients(plan), plan, self._device
+            )  # (some p, D) each
             noised = releases.noisy_sum(
                 vectors, norm_bound=1.0, noise_multiplier=plan.warm_start.noise_multiplier, entropy=self._entropy
             )
@@ -191,7 +195,7 @@ class Site:
             )
 
         def receive() -> Answer:
-            state = LocalState(plan)
+            state = LocalState(plan, self._device)
             generator, discriminator = split_pair(weights) if shared else (weights, {})
             load_arrays(state.generator, generator)
             if shared:
@@ -249,7 +253,7 @@ class Site:
 
         def receive() -> Answer:
             masks = self._masks(plan, run_id).masks(roster)
-            network = build_discriminator(plan.networks)
+            network = build_discriminator(plan.networks).to(self._device)
             load_arrays(network, discriminator)
 
             def answer() -> Arrays:
@@ -298,7 +302,7 @@ class Site:
             if plan.utility.noise_multiplier == 0:
                 return dict
             model, edges = received_classifier(plan, public)
-            return lambda: answer(model, edges)
+            return lambda: answer(model.to(self._device), edges)
 
         def answer(model: torch.nn.Module, edges: torch.Tensor | None) -> Arrays:
             test = self._cohorts(plan.image).test

@@ -27,6 +27,7 @@ from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.progress import Progress, silent
 from ghostnet.training import warm_start
+from ghostnet.training.device import AUTO, find_device
 from ghostnet.training.public_start import PublicImages, fit_public, load_public
 from ghostnet.utility import classification
 from ghostnet.utility.synthetic import train_on_synthetic
@@ -41,14 +42,16 @@ def build_app(
     *,
     run_config: dict[str, str | bool | int | float] | None = None,
     plan: Plan | None = None,
+    device: str = AUTO,
     progress: Progress = silent,
 ) -> ServerApp:
     """The ServerApp of a federation.
 
     Args:
-        run_config: "plan" (path of a plan.toml), "out" (the run folder), "sites" (how many, or their site.toml paths)
-            and "resume"; by default the run config that Flower hands over.
+        run_config: "plan" (path of a plan.toml), "out" (the run folder), "sites" (how many, or their site.toml paths),
+            "resume" and "device"; by default the run config that Flower hands over.
         plan: resolved already by a simulation, which knows its hospitals' data; None loads the file "plan".
+        device: of the coordinator's fits, where the run config names none.
         progress: told where the run is.
     """
     app = ServerApp()
@@ -63,7 +66,8 @@ def build_app(
         agreed = plan or resolve(load_plan(Path(plan_path)))
         checkpoint = Checkpoint.open(Path(out), agreed, resume=bool(config.get("resume", False)))
         public = load_public(agreed, Path(plan_path).parent) if agreed.warm_start.public else None
-        coordinate(grid, agreed, checkpoint, expected=expected, public=public, progress=progress)
+        found = find_device(str(config.get("device", device)), key="device")
+        coordinate(grid, agreed, checkpoint, expected=expected, public=public, device=found, progress=progress)
 
     return app
 
@@ -75,6 +79,7 @@ def coordinate(
     *,
     expected: int,
     public: PublicImages | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress,
 ) -> None:
     """Runs one federation from joining to the published sampler.
@@ -85,6 +90,7 @@ def coordinate(
         checkpoint: what an earlier attempt already has.
         expected: hospitals to wait for before asking them to join.
         public: images that the generator starts from, where the plan names some.
+        device: where the coordinator fits the generator and trains the report's classifier.
         progress: told where the run is.
 
     Raises:
@@ -100,7 +106,7 @@ def coordinate(
 
     # Round 0: one noised sum of embeddings from each; the generator is fitted to their mean.
     torch.manual_seed(plan.seed)
-    generator = build_generator(plan.networks)
+    generator = build_generator(plan.networks).to(device)
     if checkpoint.weights:
         load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:

@@ -55,7 +55,7 @@ def train_pooled(
         FederationError: a hospital is missing or did not answer a step; nothing of that step was unmasked.
     """
     steps = StepSums(conversation, plan, checkpoint)
-    state = LocalState(plan)
+    state = LocalState(plan, next(generator.parameters()).device)
     steps.discriminator = state.discriminator
     if checkpoint.rounds_done:
         state.load_state(steps.folder / f"round-{checkpoint.rounds_done}.safetensors")

@@ -9,10 +9,12 @@ import typer
 
 from ghostnet.accounting.plan_cost import resolve
 from ghostnet.cli.console import errors, notice, progress_bars
+from ghostnet.cli.device import Device
 from ghostnet.cli.simulate import tell
 from ghostnet.plan import load_plan
 from ghostnet.simulation.demo_hospitals import write_hospitals
 from ghostnet.simulation.run import Engine, run
+from ghostnet.training.device import find_device
 from server.checkpoint import check_free
 
 DEMO_PLAN = """\
@@ -68,6 +70,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run folder to write; must be new, or unfinished with --resume.")] = Path(
         "runs/demo"
     ),
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the unfinished run in --out.")] = False,
 ) -> None:
     """Train one sampler across three made-up hospitals, in a few minutes on two cores.
@@ -76,8 +79,9 @@ def demo(
     de-identification, training under DP, federation and publication on them: the same path as `ghostnet simulate`.
     """
     check_free(out, resume=resume)
+    find_device(device)
     with progress_bars() as progress:
-        sites = sorted((out / "sites").glob("*/site.toml")) or write_hospitals(out, progress=progress)
+        sites = sorted((out / "sites").glob("*/site.toml")) or write_hospitals(out, device=device, progress=progress)
         plan_file = out / "sites" / "plan.toml"
         plan_file.write_text(DEMO_PLAN)
         run(
@@ -92,6 +96,7 @@ def demo(
             resume,
             progress,
             notice,
+            device=device,
         )
     tell(out, as_json=False)
     known = " ".join(f'--key "$(ghostnet site key {site})"' for site in sites)  # each hospital prints its own

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from ghostnet.certificate.certificate import KEYS, not_shown, verify_sampler
 from ghostnet.cli.console import errors, progress_bars, results
+from ghostnet.cli.device import Device
 from ghostnet.errors import UnknownKeysError, VerifyError
 from ghostnet.evidence import keys
 from ghostnet.export.images import write_images
@@ -35,9 +36,10 @@ def sample(
     label: Annotated[str | None, typer.Option(help="Name of a class; by default the plan's public shares.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same images.", min=0)] = 0,
     image_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.PNG,
+    device: Device = "auto",
 ) -> None:
     """Draw synthetic images from a sampler; DICOM files are marked as synthetic."""
-    sampler = Sampler.load(folder)
+    sampler = Sampler.load(folder, device=device)
     with progress_bars() as progress:
         write_images(sampler, n=n, label=label, seed=seed, image_format=image_format.value, out=out, progress=progress)
     results.print(f"{n} images: {out}", highlight=False, soft_wrap=True)

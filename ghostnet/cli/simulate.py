@@ -10,6 +10,7 @@ import typer
 
 from ghostnet.accounting.plan_cost import resolve
 from ghostnet.cli.console import notice, progress_bars, results
+from ghostnet.cli.device import Device
 from ghostnet.errors import SiteError
 from ghostnet.plan import load_plan
 from ghostnet.simulation.run import Engine, run
@@ -28,6 +29,7 @@ def simulate(
     engine_name: Annotated[
         Engine, typer.Option("--engine", help="embedded, or Flower's simulation runtime on Ray.")
     ] = Engine.EMBEDDED,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the unfinished run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures as JSON.")] = False,
 ) -> None:
@@ -36,7 +38,8 @@ def simulate(
     Hospitals are real folders (--site, repeated) or parts of one NPZ file (--data). Writes the sampler with its
     certificate, report.html and report.json to --out; each hospital's own files stay in --out/sites/NAME. Where images
     name no patients (an NPZ without the column patient) each image is protected by itself: the run's plan then has
-    [privacy] unit = "image".
+    [privacy] unit = "image". --device is the coordinator's and with --data the hospitals' too; with --site, each
+    site.toml says its own ([compute] device). Hospitals on Ray compute on the CPU.
     """
     plan = resolve(load_plan(plan_file))
     if bool(site) == bool(data):
@@ -45,7 +48,20 @@ def simulate(
         )
     check_free(out, resume=resume)
     with progress_bars() as progress:
-        run(plan_file, plan, out, site or [], data, sites, partition, engine_name, resume, progress, notice)
+        run(
+            plan_file,
+            plan,
+            out,
+            site or [],
+            data,
+            sites,
+            partition,
+            engine_name,
+            resume,
+            progress,
+            notice,
+            device=device,
+        )
     tell(out, as_json=as_json)
 
 

@@ -41,6 +41,7 @@ TABLES: dict[str, str] = {
     "cohort": "How patients are kept apart.",
     "deidentify": "What is done about text in the pixels. Headers are dropped in any case.",
     "policy": "The hospital's limits: they can refuse a plan, and never widen one (docs/privacy-officer.md).",
+    "compute": "What this machine computes on. It changes no promise and no plan.",
 }
 
 KEYS: dict[str, Explained] = {
@@ -141,6 +142,9 @@ KEYS: dict[str, Explained] = {
     "pacs.patience_s": Explained(text="Seconds to wait for an archive that is down.", example=300.0),
     "pacs.max_file_mib": Explained(text="MiB; larger files are left out.", example=1024),
     "pacs.max_total_gib": Explained(text="GiB on disk, of all files together.", example=200.0),
+    "compute.device": Explained(
+        text='"auto": a GPU where torch sees one, else the CPU; "cpu"; or one GPU by its number, "cuda:0".'
+    ),
     "cohort.test_fraction": Explained(
         text="Share of patients never trained on, 0 to below 1, chosen by a keyed hash of the patient. A split column "
         "of an NPZ file wins."

@@ -57,6 +57,7 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
         Not covered: a patient of two hospitals (`repeat_for_hospitals` has that price).
     """
     privacy, std = plan.privacy, share_std(plan)
+    device = next(discriminator.parameters()).device
     shapes = trained_parameters(discriminator)
     numbers = sum(shape.numel() for shape in shapes.values())
     gradients, row_loss = patient_gradients(discriminator, plan), discriminator_loss(plan.training.loss)
@@ -67,11 +68,11 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
         part, part_groups = (t.repeat_interleave(privacy.views) for t in (part, part_groups))  # (r K,)
         images = private_views(cohort.images[part], plan, entropy)  # (r K, c, h, w)
         rows = join_rows(
-            images=images,
-            labels=cohort.labels[part],
-            groups=part_groups,
-            fakes=images[:0],
-            fake_labels=cohort.labels[:0],
+            images=images.to(device),
+            labels=cohort.labels[part].to(device),
+            groups=part_groups.to(device),
+            fakes=images[:0].to(device),
+            fake_labels=cohort.labels[:0].to(device),
         )
         summed = gradients.clipped_sum(
             rows,
@@ -80,7 +81,7 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
             physical_rows=plan.training.physical_rows,
             grid_step=grid_step(std),
         )
-        total += torch.cat([summed[name].flatten() for name in shapes])
+        total += torch.cat([summed[name].flatten() for name in shapes]).cpu()
         del images, rows, summed
     return add_gaussian_steps(total, std=std, entropy=entropy).numpy()
 

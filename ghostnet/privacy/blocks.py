@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnet.errors import PlanError
+from ghostnet.privacy.precision import whole_float32
 
 BLOCK_ROWS = 16  # a multiple of 8: remainders of a vector register are where kernels change their order
 LEAST_ROWS = 8
@@ -126,7 +127,9 @@ def row_by_row(
     most, block = (_WIDE_ROWS, _WIDE_ROWS) if shared else (1, LEAST_ROWS)
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
-        yield function(filled(part, block))[: len(part)]
+        with whole_float32():
+            results = function(filled(part, block))[: len(part)]
+        yield results
 
 
 def shapes_of(network: nn.Module) -> Hashable:
@@ -162,6 +165,7 @@ Results = Callable[[Tensor, Tensor], Iterable[Tensor]]
 """(rows (block, ...), group of each row (block,)) -> parts of the results, each (groups, ...) or longer."""
 
 
+@whole_float32()
 def _rows_are_invariant(function: RowFunction, like: Tensor, kind: Hashable) -> bool:
     return is_invariant(lambda rows, _: [function(rows)], like, block=_WIDE_ROWS, pairs=False, kind=kind)
 

@@ -31,6 +31,7 @@ from ghostnet.privacy.bookkeeping import Forward, group_gradients
 from ghostnet.privacy.groups import Groups, ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator, row_independent
 from ghostnet.privacy.noise import Entropy, add_gaussian
+from ghostnet.privacy.precision import whole_float32
 from ghostnet.privacy.sampling import choose_rows, sample_patients
 
 __all__ = [
@@ -203,6 +204,7 @@ BlockGradients = Callable[[nn.Module, Rows, Scratch], dict[str, ParameterGradien
 """(discriminator, the rows of one block, memory) -> each group's gradient of every trained parameter."""
 
 
+@whole_float32()
 def sum_clipped(
     discriminator: nn.Module,
     rows: Rows,

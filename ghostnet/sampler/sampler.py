@@ -26,6 +26,7 @@ from ghostnet.sampler.folder import (
     read_config,
     read_generator,
 )
+from ghostnet.training.device import AUTO, find_device
 
 BATCH = 64  # images a forward pass; bounds memory, changes no image
 
@@ -51,7 +52,7 @@ class Sampler:
     Image i of a seed is the same whatever n and the batch size are (up to float rounding in the convolutions).
 
     Args:
-        generator: the network, set to evaluation mode.
+        generator: the network, set to evaluation mode; its device is the one that is drawn on.
         config: what it draws.
         folder: where it was loaded from, if anywhere.
     """
@@ -63,16 +64,21 @@ class Sampler:
         self.folder = folder
 
     @classmethod
-    def load(cls, path: str | Path) -> Sampler:
+    def load(cls, path: str | Path, *, device: str = AUTO) -> Sampler:
         """Loads a sampler folder; every name, shape, type, value and the weights' hash is checked.
+
+        Args:
+            path: the folder.
+            device: "auto" (a GPU where torch sees one), "cpu" or "cuda:0"; images come back on the CPU from each.
 
         Raises:
             VerifyError: the folder is not a sampler, or a file in it is damaged. `ghostnet verify` checks the privacy
                 certificate too.
+            SiteError: this machine has no such device.
         """
-        folder = Path(path)
+        folder, found = Path(path), find_device(device)
         config = read_config(folder / CONFIG_FILE)
-        return cls(read_generator(folder / WEIGHTS_FILE, config), config, folder)
+        return cls(read_generator(folder / WEIGHTS_FILE, config).to(found), config, folder)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -134,6 +140,7 @@ class Sampler:
         image, chosen = self.config.image, self.label_index(label)
         # Two streams, each read in order: the noise of image i does not depend on how many are drawn.
         noise, coins = (np.random.Generator(np.random.Philox(key=[seed, stream])) for stream in (0, 1))
+        device = next(self.generator.parameters()).device
         thresholds = np.cumsum(image.label_prior)[:-1]
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
@@ -141,7 +148,7 @@ class Sampler:
             drawn = np.searchsorted(thresholds, coins.random(rows), side="right")
             labels = torch.from_numpy(drawn if chosen is None else np.full(rows, chosen)).to(torch.int64)
             with torch.no_grad():  # not inference_mode: a classifier may be trained on the result
-                planes = self._draw(self.generator, z, labels)
+                planes = self._draw(self.generator, z.to(device), labels.to(device)).cpu()
             yield self._split(planes, labels, image)
 
     def label_index(self, label: str | int | None) -> int | None:

@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from ghostnet.errors import DataError
 from ghostnet.progress import Progress, silent
+from ghostnet.training.device import AUTO
 from ghostnet.training.phantom import LABELS, Anatomy, Label, Radiograph, draw_anatomy, radiograph
 
 SIZE = 256  # px
@@ -86,6 +87,9 @@ burned_in = "blank"             # "blank" text in pixels until none is found, "q
 trusted_modalities = []         # with "trust" only: the modalities that are not searched for text
 modalities = ["CR", "DX"]       # modalities that are taken; an image of any other is quarantined
 
+[compute]
+device = "{device}"                 # "auto": a GPU where torch sees one; "cpu"; or "cuda:0"
+
 [policy]                        # the hospital's limits: they can refuse a plan, and never widen one
 max_epsilon = 20.0              # most that all runs together may spend of one patient's budget
 delta = 1e-5                    # at which max_epsilon is counted
@@ -104,6 +108,7 @@ def write_hospitals(
     hospitals: int = 3,
     patients: Sequence[int] = (50, 46, 42),
     seed: int = 0,
+    device: str = AUTO,
     progress: Progress = silent,
 ) -> list[Path]:
     """Writes folder/sites/<name>/{site.toml, images/, masks/, labels.csv, planted.json} for north, south and harbour.
@@ -116,6 +121,7 @@ def write_hospitals(
         hospitals: 1 to 3.
         patients: number of patients of each hospital, each with 1 to 4 images of 256 px and one label.
         seed: the same seed writes the same bytes.
+        device: that the hospitals compute on.
         progress: called with images written; the total is an estimate until the end.
 
     Returns:
@@ -142,7 +148,7 @@ def write_hospitals(
             done += len(patient.labels)
             progress("phantoms", done, total)
         _truncate(site, records[0]["image"])
-        _write_tables(site, scanner, plans[index], records)
+        _write_tables(site, scanner, plans[index], records, device)
         written.append(site / "site.toml")
     return written
 
@@ -346,7 +352,9 @@ def _truncate(site: Path, image: str) -> None:
     (site / "images" / "TRUNCATED.dcm").write_bytes(whole[: math.ceil(len(whole) * 0.6)])
 
 
-def _write_tables(site: Path, scanner: Scanner, plan: list[_Patient], records: list[dict[str, str]]) -> None:
+def _write_tables(
+    site: Path, scanner: Scanner, plan: list[_Patient], records: list[dict[str, str]], device: str
+) -> None:
     columns = ["image", "label", "mask"]
     rows = [{c: r[c] for c in columns} for r in records]
     rows.append({**rows[0], "image": "TRUNCATED.dcm"})
@@ -358,4 +366,4 @@ def _write_tables(site: Path, scanner: Scanner, plan: list[_Patient], records: l
     burned = [r["image"] for r in records if r["burned"]]
     manifest = {"values": values, "burned_in": burned, "truncated": ["TRUNCATED.dcm"]}
     (site / "planted.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    (site / "site.toml").write_text(_SITE_TOML.format(name=scanner.hospital), encoding="utf-8")
+    (site / "site.toml").write_text(_SITE_TOML.format(name=scanner.hospital, device=device), encoding="utf-8")

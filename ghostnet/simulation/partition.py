@@ -16,6 +16,7 @@ from ghostnet.accounting.plan_cost import claim
 from ghostnet.errors import DataError
 from ghostnet.plan import Plan, Unit
 from ghostnet.plan.unit import protects
+from ghostnet.training.device import AUTO
 
 SITE_TOML = """\
 # Written by `ghostnet simulate --data`: one simulated hospital.
@@ -24,6 +25,9 @@ name = "{name}"
 [data]
 kind = "npz"
 path = "data.npz"
+
+[compute]
+device = "{device}"
 
 [policy]
 max_epsilon = {epsilon!r}   # {protects}; over all runs
@@ -36,7 +40,7 @@ max_coalition_epsilon = {coalition!r}   # what the coordinator and the other hos
 
 
 def write_sites(
-    folder: Path, data: Path, sites: int, partition: str, plan: Plan, *, resume: bool = False
+    folder: Path, data: Path, sites: int, partition: str, plan: Plan, *, resume: bool = False, device: str = AUTO
 ) -> list[Path]:
     """Writes one folder a hospital with its part of the file and a site.toml.
 
@@ -47,6 +51,7 @@ def write_sites(
         partition: "iid", "dirichlet:ALPHA" (labels skewed) or "column:NAME".
         plan: its epsilon and delta become the simulated hospitals' own limits; its seed decides the shares.
         resume: keep folders that an earlier attempt wrote.
+        device: that the simulated hospitals compute on.
 
     Returns:
         The site.toml files.
@@ -75,6 +80,7 @@ def write_sites(
             protects=protects(unit),
             delta=plan.privacy.delta,
             reference=str(plan.utility.real_reference).lower(),
+            device=device,
         )
         (site / "site.toml").write_text(text + pooled)
     partial.replace(folder)

@@ -20,6 +20,7 @@ from ghostnet.progress import Progress
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.training.cohort import Cohort
+from ghostnet.training.device import AUTO
 from ghostnet.utility import classification, classifier, fidelity
 from ghostnet.utility.synthetic import draw_labels, train_on_synthetic
 
@@ -48,7 +49,9 @@ class ExactFigures:
     fidelity: dict[str, float]
 
 
-def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, progress: Progress) -> ExactFigures:
+def exact_figures(
+    plan: Plan, configs: Sequence[SiteConfig], sampler: Path, progress: Progress, *, device: str = AUTO
+) -> ExactFigures:
     """Train on synthetic and on real images, test on all hospitals' test patients.
 
     Raises:
@@ -64,10 +67,16 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
     train = _together([c.train for c in cohorts])
     test = _together([c.test for c in cohorts])
     classes = len(plan.image.labels)
-    generator = Sampler.load(sampler).generator
+    generator = Sampler.load(sampler, device=device).generator
     synthetic, _ = train_on_synthetic(generator, plan, progress)
     real = classifier.train_classifier(
-        train.images, train.labels, classes, plan.utility.classifier_steps, REFERENCE_SEED, channels=plan.image.channels
+        train.images,
+        train.labels,
+        classes,
+        plan.utility.classifier_steps,
+        REFERENCE_SEED,
+        channels=plan.image.channels,
+        device=next(generator.parameters()).device,
     )
     figures: dict[str, float] = {}
     for name, model in (("exact", synthetic), ("real", real)):
@@ -77,7 +86,13 @@ def exact_figures(plan: Plan, configs: Sequence[SiteConfig], sampler: Path, prog
 
 
 def add_to_report(
-    out: Path, plan: Plan, configs: Sequence[SiteConfig], progress: Progress, *, again: bool = False
+    out: Path,
+    plan: Plan,
+    configs: Sequence[SiteConfig],
+    progress: Progress,
+    *,
+    device: str = AUTO,
+    again: bool = False,
 ) -> None:
     """Adds exact figures to a finished run's report.json and report.html.
 
@@ -86,11 +101,12 @@ def add_to_report(
         plan: its plan.
         configs: its hospitals.
         progress: told the classifiers' steps.
+        device: where both classifiers are trained.
         again: whether they replace those of the run; it is said in the report, because what the hospitals released
             remains of the classifier of the run.
     """
     report = json.loads((out / "report.json").read_text())
-    exact = exact_figures(plan, configs, out / "sampler", progress)
+    exact = exact_figures(plan, configs, out / "sampler", progress, device=device)
     classified = report["utility"].setdefault("classification", {})
     classified["simulation"] = exact.classification
     if again:

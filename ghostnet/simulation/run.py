@@ -22,6 +22,7 @@ from ghostnet.plan.unit import protects
 from ghostnet.progress import Progress
 from ghostnet.simulation import embedded, reference
 from ghostnet.simulation.partition import write_sites
+from ghostnet.training.device import AUTO, find_device
 from server.app import build_app as build_server_app
 
 
@@ -44,6 +45,8 @@ def run(
     resume: bool,
     progress: Progress,
     say: Callable[[str], None],
+    *,
+    device: str = AUTO,
 ) -> None:
     """Prepares the hospitals, runs the two apps, and adds what only a simulation may know.
 
@@ -59,11 +62,13 @@ def run(
         resume: go on with the unfinished run in `out`.
         progress: told about every long phase.
         say: told what the person who started it has to know.
+        device: of the coordinator's part, and with `data` of the hospitals'; a site.toml says its own.
     """
+    find_device(device)  # before anything is written
     created = not out.exists()
     try:
         if data is not None:
-            site_files = write_sites(out / "sites", data, sites, partition, plan, resume=resume)
+            site_files = write_sites(out / "sites", data, sites, partition, plan, resume=resume, device=device)
         configs = _load_sites(site_files)
         plan = _with_unit(plan, configs, say)
         _check_number(configs, plan)
@@ -72,7 +77,13 @@ def run(
             Site(config, progress=progress).prepare(plan.image)
         out.mkdir(parents=True, exist_ok=True)
         names = ",".join(config.name for config in configs)  # paths may hold commas
-        run_config = {"plan": str(plan_file), "out": str(out), "sites": names, "resume": resume}
+        run_config: dict[str, str | bool] = {
+            "plan": str(plan_file),
+            "out": str(out),
+            "sites": names,
+            "resume": resume,
+            "device": device,
+        }
         if engine_name is Engine.RAY:
             _run_on_ray(run_config, plan, site_files, progress)
         else:
@@ -84,7 +95,7 @@ def run(
         raise
     _collect(out, configs)
     if plan.utility.real_reference and plan.utility.noise_multiplier > 0:
-        reference.add_to_report(out, plan, configs, progress)
+        reference.add_to_report(out, plan, configs, progress, device=device)
 
 
 def _load_sites(site_files: Sequence[Path]) -> list[SiteConfig]:

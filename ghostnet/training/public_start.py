@@ -80,7 +80,7 @@ def fit_public(generator: nn.Module, public: PublicImages, plan: Plan, progress:
     n = len(public.labels)
     cohort = Cohort(images=public.images, labels=public.labels, owners=torch.arange(n), patients=n)
     total = torch.zeros(warm_start.embedding_size(plan))
-    for block in warm_start.iter_patient_embeddings(cohort, plan):
+    for block in warm_start.iter_patient_embeddings(cohort, plan, next(generator.parameters()).device):
         total += block.sum(0)
     warm_start.fit_generator(generator, total / n, plan, progress)
 

@@ -30,7 +30,7 @@ class LocalState:
         step: discriminator steps done so far; whoever calls `train_round` moves it on.
     """
 
-    def __init__(self, plan: Plan, device: str = "cpu") -> None:
+    def __init__(self, plan: Plan, device: torch.device | str = "cpu") -> None:
         """A fresh state."""
         self.plan = plan
         self.generator = build_generator(plan.networks).to(device)

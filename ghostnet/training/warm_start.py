@@ -80,12 +80,13 @@ def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
     return torch.cat([a * features, b * pixels, mass], dim=1)
 
 
-def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
+def patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | str = "cpu") -> torch.Tensor:
     """One vector a patient: the mean over their first images of one_hot(label) (x) embedding.
 
     Args:
         cohort: SENSITIVE.
         plan: `privacy.images_per_patient` bounds the images that count, in the cohort's order.
+        device: where images are embedded.
 
     Returns:
         float64 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
@@ -95,11 +96,11 @@ def patient_embeddings(cohort: Cohort, plan: Plan) -> torch.Tensor:
         of that patient's images and of the plan alone, to the bit (privacy/blocks.py), whatever scales the plan names.
         Not covered: any release; this function adds no noise.
     """
-    return torch.cat([*iter_patient_embeddings(cohort, plan)])
+    return torch.cat([*iter_patient_embeddings(cohort, plan, device)])
 
 
 @torch.no_grad()
-def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor]:
+def iter_patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
     """`patient_embeddings` in blocks of at most BLOCK_NUMBERS, at least a patient, at least one block.
 
     For vectors that do not fit in memory: what it takes does not grow with the patients.
@@ -107,7 +108,7 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor
     kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
     owners = cohort.owners[kept]
     labels, block = len(plan.image.labels), _block_size(plan)
-    embed = partial(_embed_in_float64, plan=plan)
+    embed = partial(_embed_in_float64, plan=plan, device=torch.device(device))
     most = max(1, BLOCK_NUMBERS // (labels * block))  # patients at once
     for start in range(0, max(1, cohort.patients), most):
         stop = min(start + most, cohort.patients)
@@ -115,15 +116,15 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan) -> Iterator[torch.Tensor
         sums = torch.zeros((stop - start) * labels, block, dtype=torch.float64)
         cells = (owners[begin:end] - start) * labels + cohort.labels[kept[begin:end]]
         first = 0
-        for vectors in row_by_row(embed, cohort.images[kept[begin:end]], kind=plan):
+        for vectors in row_by_row(embed, cohort.images[kept[begin:end]], kind=(plan, torch.device(device))):
             sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
             first += len(vectors)
         counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
         yield sums.reshape(stop - start, labels * block).div_(counts[:, None])
 
 
-def _embed_in_float64(images: torch.Tensor, plan: Plan) -> torch.Tensor:
-    return embed_images(images.double(), plan)
+def _embed_in_float64(images: torch.Tensor, plan: Plan, device: torch.device) -> torch.Tensor:
+    return embed_images(images.double().to(device), plan).to(images.device)
 
 
 def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
@@ -258,19 +259,20 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
     Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
 
     Args:
-        generator: changed in place, left in training mode.
+        generator: changed in place, left in training mode; its device is the one that is computed on.
         released_mean: see `class_means`.
         plan: [warm_start] gives steps, batch and learning rate.
         progress: told ("warm start", steps done, steps).
     """
     warm = plan.warm_start
     public = torch.Generator().manual_seed(plan.seed)
-    labels = torch.arange(warm.batch) % len(plan.image.labels)
+    device = next(generator.parameters()).device
+    labels = (torch.arange(warm.batch) % len(plan.image.labels)).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), warm.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, warm.steps)
     generator.train()
     for step in range(warm.steps):
-        z = torch.randn(warm.batch, plan.model.latent, generator=public)
+        z = torch.randn(warm.batch, plan.model.latent, generator=public).to(device)
         images = generator(z, labels)  # (b, planes, h, w)
         loss = embedding_loss(images, labels, released_mean, plan)
         loss = loss + warm.detail_weight * unseen_detail(images, plan)

@@ -8,6 +8,7 @@ public sets: docs/results.md.)
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -86,6 +87,7 @@ def train_classifier(
     seed: int,
     *,
     channels: int | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Classifier:
     """Trains on synthetic (or, for a reference inside a hospital, real) images.
@@ -97,6 +99,7 @@ def train_classifier(
         steps: optimiser steps; fixed beforehand, never chosen by a test score.
         seed: public seed of the initial weights, batches and augmentation.
         channels: image channels; default all of c. Further planes are ignored.
+        device: where it is trained and stays; the images may be elsewhere.
         progress: told about steps.
 
     Returns:
@@ -107,7 +110,7 @@ def train_classifier(
     """
     if len(images) == 0 or len(images) != len(labels):
         raise DataError(f"a classifier needs images with a label each, not {len(images)} and {len(labels)}")
-    model = build_classifier(channels=channels or images.shape[1], classes=classes, seed=seed)
+    model = build_classifier(channels=channels or images.shape[1], classes=classes, seed=seed).to(device)
     averaged = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     with torch.random.fork_rng(devices=[]):
@@ -116,8 +119,8 @@ def train_classifier(
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * _schedule(step / steps)
             rows = torch.randint(len(images), (BATCH,))
-            batch = augment(images[rows, : model.channels])
-            loss = F.cross_entropy(model(batch), labels[rows], label_smoothing=LABEL_SMOOTHING)
+            batch = augment(images[rows, : model.channels].to(device))
+            loss = F.cross_entropy(model(batch), labels[rows].to(device), label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,30 +137,38 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     As wide as positions differ from one hospital's machines to another's: a classifier that has learned where a
     generator puts things fails on real images. Never a flip: the side of a finding, or of a digit, matters.
     """
-    b = len(images)
+    b, device = len(images), images.device  # drawn on the CPU: the same on every device
     angle = torch.randn(b) * 0.1  # radians
     zoom, aspect = torch.exp(torch.randn(b) * 0.17), torch.exp(torch.randn(b) * 0.08)
     shift = torch.randn(b, 2) * 0.12  # of half the image
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(b, 2, 2)
     turn = turn * torch.stack([zoom * aspect, zoom / aspect], dim=1)[:, :, None]
-    theta = torch.cat([turn, shift[:, :, None]], dim=2)  # (b, 2, 3)
+    theta = torch.cat([turn, shift[:, :, None]], dim=2).to(device)  # (b, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5)  # half of the images are blurred a little
-    scale = images.std() * 0.1 * torch.rand(b, 1, 1, 1)
-    return moved + share * (blurred - moved) + scale * torch.randn_like(moved)
+    share = (torch.rand(b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5)).to(device)  # half are blurred a little
+    scale = images.std() * 0.1 * torch.rand(b, 1, 1, 1).to(device)
+    return moved + share * (blurred - moved) + scale * torch.randn(moved.shape).to(device)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of all images: float (n, c, h, w) -> float64 (n, classes).
+    """Logits of all images: float (n, c, h, w) -> float64 (n, classes), computed where the model is.
 
     Guarantee:
         A row is a function of its image and the model alone, to the bit (privacy/blocks.py). Adds no noise.
     """
-    parts = list(row_by_row(model, images, kind=shapes_of(model), probe=with_random_weights(model)))
-    return torch.cat(parts or [model(filled(images, LEAST_ROWS))[:0]]).double()
+    device = next((p.device for p in model.parameters()), images.device)
+    logits, probe = (partial(_logits, network, device) for network in (model, with_random_weights(model)))
+    parts = list(row_by_row(logits, images, kind=(shapes_of(model), device), probe=probe))
+    return torch.cat(parts or [logits(filled(images, LEAST_ROWS))[:0]]).double()
+
+
+def _logits(model: nn.Module, device: torch.device, images: torch.Tensor) -> torch.Tensor:
+    """On the model's device, and back."""
+    logits: torch.Tensor = model(images.to(device))
+    return logits.to(images.device)
 
 
 def _schedule(done: float) -> float:

@@ -73,8 +73,9 @@ def compare(real: torch.Tensor, synthetic: torch.Tensor) -> Fidelity:
 
 @torch.no_grad()
 def image_features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Features of images, averaged over positions: float (n, c, h, w) -> float32 (n, 64)."""
-    parts = [model.maps(images[i : i + BATCH]).mean(dim=(2, 3)) for i in range(0, len(images), BATCH)]
+    """Features of images, averaged over positions: float (n, c, h, w) -> float32 (n, 64), on the CPU."""
+    device = next(model.parameters()).device
+    parts = [model.maps(images[i : i + BATCH].to(device)).mean(dim=(2, 3)).cpu() for i in range(0, len(images), BATCH)]
     return torch.cat(parts)
 
 

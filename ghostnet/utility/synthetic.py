@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ghostnet.models import architecture
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
 from ghostnet.utility import classification, classifier
@@ -21,7 +22,7 @@ def train_on_synthetic(
     """Draws labelled synthetic images and trains the report's classifier on them.
 
     Args:
-        generator: the final generator; not changed.
+        generator: the final generator; not changed. Its device is the one that is computed on.
         plan: label prior, number of images, steps and public seed.
         progress: told the classifier's steps.
 
@@ -38,6 +39,7 @@ def train_on_synthetic(
         plan.utility.classifier_steps,
         plan.seed,
         channels=plan.image.channels,
+        device=next(generator.parameters()).device,
         progress=progress,
     )
     if classes != 2:
@@ -62,6 +64,11 @@ def draw_labels(generator: nn.Module, plan: Plan, labels: torch.Tensor, *, seed:
 
 
 def _images(generator: nn.Module, plan: Plan, labels: torch.Tensor, public: torch.Generator) -> torch.Tensor:
+    """Drawn on the generator's device; the images lie on the CPU."""
     network, latent = copy.deepcopy(generator).eval(), plan.model.latent
-    parts = [network(torch.randn(len(some), latent, generator=public), some) for some in labels.split(DRAW_BATCH)]
+    device, draw = next(network.parameters()).device, architecture(plan.model.architecture).draw
+    parts = []
+    for some in labels.split(DRAW_BATCH):
+        z = torch.randn(len(some), latent, generator=public)
+        parts.append(draw(network, z.to(device), some.to(device)).cpu())
     return torch.cat(parts)
