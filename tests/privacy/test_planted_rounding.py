@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -111,14 +110,10 @@ def small_step(network: nn.Module, patients: int = 9) -> Callable[[list[int]], T
 
 
 @pytest.mark.parametrize("layer", PLANTED)
-def test_the_self_test_finds_arithmetic_that_is_not_invariant_and_sums_stay_exact(
-    layer: type[nn.Module], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_self_test_finds_arithmetic_that_is_not_invariant_and_sums_stay_exact(layer: type[nn.Module]) -> None:
     network = planted(layer)
-    with caplog.at_level(logging.WARNING):
-        moved, changed = one_more(small_step(network), 9, place=0)
-    assert blocks.computed_alone()
-    assert "each patient is computed alone" in caplog.text
+    moved, changed = one_more(small_step(network), 9, place=0)
+    assert any("computed alone" in said for said in blocks.computed_alone())
     assert changed == 0
     assert 0 < moved <= 1
 
@@ -127,7 +122,7 @@ def test_the_self_test_finds_arithmetic_that_is_not_invariant_and_sums_stay_exac
 def test_without_the_self_test_the_planted_arithmetic_changes_what_others_add(
     layer: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mechanism, "_is_invariant", lambda *_: True)
+    monkeypatch.setattr(blocks, "_copies_agree", lambda *_, **__: True)
     assert one_more(small_step(planted(layer)), 9, place=0)[1] > 0
 
 
@@ -135,7 +130,8 @@ def test_the_self_test_answers_yes_where_arithmetic_is_invariant() -> None:
     network = build_small()
     network.body.insert(5, nn.Identity())
     assert one_more(small_step(network), 9, place=0)[1] == 0
-    assert blocks._PROVEN and not blocks.computed_alone()
+    assert blocks._PROVEN
+    assert not blocks.computed_alone()
 
 
 @pytest.mark.parametrize("layer", PLANTED)
