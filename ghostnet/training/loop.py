@@ -157,7 +157,7 @@ def train_round(
             if released_mean is not None and training.embedding_weight > 0:
                 loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
             if training.detail_weight > 0:
-                loss = loss + training.detail_weight * unseen_detail(images, plan)
+                loss = loss + training.detail_weight * unseen_detail(images, plan.warm_start.feature_size)
             if perceptual is not None:
                 loss = loss + training.perceptual_weight * perceptual_loss(images, labels, perceptual)
             if reason := watch.diverged(images, labels, loss):

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ghostnet.errors import DataError
+from ghostnet.models import PixelRange
 from ghostnet.plan import Plan
 from ghostnet.progress import Progress, silent
 from ghostnet.training import phantom, warm_start
@@ -106,7 +107,7 @@ def _fitted(columns: dict[str, np.ndarray], plan: Plan, name: str) -> tuple[torc
         inside = [masks != 0] if image.mask_channels == 1 else [masks == k + 1 for k in range(image.mask_channels)]
         planes += [255 * region[:, None].astype(np.uint8) for region in inside]
     unit = torch.from_numpy(np.concatenate(planes, axis=1).astype(np.float32) / 255)
-    return _to_plan(unit, plan), torch.from_numpy(labels.astype(np.int64))
+    return _fitted_pixels(unit, image.size, image.range), torch.from_numpy(labels.astype(np.int64))
 
 
 def _phantoms(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,14 +118,13 @@ def _phantoms(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(np.stack([image for image, _ in drawn]).astype(np.float32))
     masks = torch.from_numpy(np.stack([mask for _, mask in drawn]).astype(np.float32) / 255)
     planes = [images] * plan.image.channels + [masks] * plan.image.mask_channels
-    return _to_plan(torch.stack(planes, dim=1), plan), labels
+    return _fitted_pixels(torch.stack(planes, dim=1), plan.image.size, plan.image.range), labels
 
 
-def _to_plan(unit: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _fitted_pixels(unit: torch.Tensor, size: int, pixel_range: PixelRange) -> torch.Tensor:
     """Pixels in [0,1] of any size to the plan's size and range."""
-    size = plan.image.size
     if max(unit.shape[-2:]) < size:
         unit = interpolate(unit, size=(size, size), mode="bilinear", align_corners=False)
     elif unit.shape[-2:] != (size, size):
         unit = adaptive_avg_pool2d(unit, size)
-    return unit * 2 - 1 if plan.image.range == "[-1,1]" else unit
+    return unit * 2 - 1 if pixel_range == "[-1,1]" else unit

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch.optim import Adam
 
 from ghostnet.durable import write_durably
 from ghostnet.errors import SiteError
@@ -35,10 +35,10 @@ class LocalState:
         self.plan = plan
         self.generator = build_generator(plan.networks).to(device)
         self.discriminator = build_discriminator(plan.networks).to(device)
-        training = plan.training
+        training, betas = plan.training, (plan.training.beta1, plan.training.beta2)
         self.optimizers = Optimizers(
-            generator=_adam(self.generator, training.learning_rate_generator, plan),
-            discriminator=_adam(self.discriminator, training.learning_rate_discriminator, plan),
+            generator=Adam(self.generator.parameters(), training.learning_rate_generator, betas=betas),
+            discriminator=Adam(self.discriminator.parameters(), training.learning_rate_discriminator, betas=betas),
         )
         self.step = 0
 
@@ -86,10 +86,6 @@ class LocalState:
                 for key, value in optimizer.state[parameter].items():
                     tensors[f"adam.{role}.{name}.{key}"] = value
         return tensors
-
-
-def _adam(module: nn.Module, learning_rate: float, plan: Plan) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), learning_rate, betas=(plan.training.beta1, plan.training.beta2))
 
 
 def _fill_moments(optimizer: torch.optim.Adam) -> None:

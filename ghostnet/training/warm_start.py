@@ -240,15 +240,15 @@ def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: to
     return class_distance(vectors, labels, class_means(released_mean, plan).means.to(vectors))
 
 
-def unseen_detail(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+def unseen_detail(images: torch.Tensor, feature_size: int) -> torch.Tensor:
     """Mean square of what shrinking to the feature size takes away: the release says nothing about it.
 
     Left free it fills with patterns that no real image has, which a classifier then learns; the warm start draws
     smooth images instead, and leaves detail to the adversarial steps.
     """
-    if plan.warm_start.feature_size == images.shape[-1]:
+    if feature_size == images.shape[-1]:
         return images.new_zeros(())
-    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size)
+    small = adaptive_avg_pool2d(images, feature_size)
     smooth = interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
     return (images - smooth).square().mean()
 
@@ -275,7 +275,7 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
         z = torch.randn(warm.batch, plan.model.latent, generator=public).to(device)
         images = generator(z, labels)  # (b, planes, h, w)
         loss = embedding_loss(images, labels, released_mean, plan)
-        loss = loss + warm.detail_weight * unseen_detail(images, plan)
+        loss = loss + warm.detail_weight * unseen_detail(images, warm.feature_size)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

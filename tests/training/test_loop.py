@@ -194,7 +194,7 @@ def test_detail_weight_takes_detail_finer_than_the_release_away():
         plan = plan_with(training=given, warm_start={"feature_size": 7})
         generator = run(plan, steps=12).generator.eval()
         with torch.no_grad():
-            return unseen_detail(generator(torch.randn(20, 8), torch.arange(20) % 2), plan)
+            return unseen_detail(generator(torch.randn(20, 8), torch.arange(20) % 2), plan.warm_start.feature_size)
 
     assert detail(1e4) < 0.5 * detail(0.0)
 
