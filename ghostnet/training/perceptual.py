@@ -29,13 +29,12 @@ from ghostnet.privacy.blocks import row_by_row, shapes_of, with_random_weights
 from ghostnet.privacy.mechanism import choose_rows
 from ghostnet.privacy.noise import Entropy
 from ghostnet.privacy.releases import noisy_sum
+from ghostnet.training.class_release import FEATURE_WEIGHT, iter_patient_blocks, means_of, with_mass
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.losses import class_distance
 
 logger = logging.getLogger(__name__)
 
-MASS_WEIGHT = 0.2  # c
-SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
 BLOCK_NUMBERS = 1 << 24  # of patients' vectors in memory at once, at least one patient's: 64 MiB
 
 
@@ -69,16 +68,15 @@ def release_features(discriminator: nn.Module, cohort: Cohort, plan: Plan, entro
     """
     snapshot = copy.deepcopy(discriminator).eval().requires_grad_(False)
     blocks = noised_features(snapshot, cohort, plan, entropy).reshape(len(plan.image.labels), -1)  # (labels, d + 1)
-    mass = blocks[:, -1] / MASS_WEIGHT
-    if float(mass.sum()) <= 0:
+    found = means_of(blocks)
+    if found is None:
         logger.warning(
             "the release of perceptual features holds no class mass above its noise and is not used this round; "
             "lower training.perceptual_noise_multiplier"
         )
         return None
-    mass = mass.clamp(min=SMALLEST_SHARE * mass.sum())
     device = next(discriminator.parameters()).device
-    return PerceptualTarget(snapshot=snapshot, means=(blocks[:, :-1] / mass[:, None]).to(device))
+    return PerceptualTarget(snapshot=snapshot, means=found.means.to(device))
 
 
 def noised_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: Entropy) -> torch.Tensor:
@@ -116,8 +114,7 @@ def embed(snapshot: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """[a f, c] of each image: (b, planes, h, w) -> (b, d + 1), every row of norm at most 1; differentiable."""
     layers = [maps.mean((2, 3)) for maps in snapshot.feature_maps(images)]  # type: ignore[operator]
     layers = [f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) / math.sqrt(len(layers)) for f in layers]
-    features = math.sqrt(1 - MASS_WEIGHT**2) * torch.cat(layers, dim=1)
-    return torch.cat([features, features.new_full((len(features), 1), MASS_WEIGHT)], dim=1)
+    return with_mass(FEATURE_WEIGHT * torch.cat(layers, dim=1))
 
 
 @torch.no_grad()
@@ -126,21 +123,19 @@ def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: 
 
     The memory that it takes does not grow with the patients.
     """
-    device, labels = next(snapshot.parameters()).device, len(plan.image.labels)
-    everyone, probe = torch.arange(cohort.patients), partial(embed, with_random_weights(snapshot))
+    device, probe = next(snapshot.parameters()).device, partial(embed, with_random_weights(snapshot))
+    everyone = torch.arange(cohort.patients)
     index, groups = choose_rows(cohort.owners, everyone, plan.privacy.images_per_patient, entropy)  # (r,), (r,)
     kind = ("features", shapes_of(snapshot))
-    width = embed(snapshot, torch.zeros(1, *cohort.images.shape[1:], device=device)).shape[1]
-    most = max(1, BLOCK_NUMBERS // (labels * width))  # patients at once
-    for first in range(0, max(1, cohort.patients), most):
-        count = min(most, cohort.patients - first)
-        begin, end = torch.searchsorted(groups, torch.tensor([first, first + count])).tolist()
-        sums = torch.zeros(count * labels, width)
-        cells = (groups[begin:end] - first) * labels + cohort.labels[index[begin:end]]
-        done = 0
-        rows = cohort.images[index[begin:end]].to(device)
-        for vectors in row_by_row(partial(embed, snapshot), rows, kind=kind, probe=probe):
-            sums.index_add_(0, cells[done : done + len(vectors)], vectors.cpu())  # rows of a cell in their order
-            done += len(vectors)
-        counts = torch.bincount(groups[begin:end] - first, minlength=count).clamp(min=1)  # (count,)
-        yield sums.reshape(count, labels * width) / counts[:, None]
+    yield from iter_patient_blocks(
+        lambda rows: row_by_row(
+            partial(embed, snapshot), cohort.images[index[rows]].to(device), kind=kind, probe=probe
+        ),
+        groups,
+        cohort.labels[index],
+        patients=cohort.patients,
+        labels=len(plan.image.labels),
+        width=embed(snapshot, torch.zeros(1, *cohort.images.shape[1:], device=device)).shape[1],
+        most_numbers=BLOCK_NUMBERS,
+        dtype=torch.float32,
+    )

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
@@ -32,25 +31,19 @@ from ghostnet.errors import FederationError
 from ghostnet.plan import Plan
 from ghostnet.privacy.blocks import row_by_row
 from ghostnet.progress import Progress, silent
+from ghostnet.training.class_release import (
+    FEATURE_WEIGHT,
+    MASS_WEIGHT,
+    ClassMeans,
+    class_masses,
+    iter_patient_blocks,
+    means_of,
+    with_mass,
+)
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.losses import class_distance
 
-MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
-SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
 BLOCK_NUMBERS = 1 << 23  # of vectors in memory at once, at least one patient's: 64 MiB in float64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassMeans:
-    """What a release says about each class, by post-processing alone.
-
-    Attributes:
-        means: (labels, block - 1) noisy mean of [a phi(x), b x / sqrt(pixels)] of a class's images.
-        shares: (labels,) noisy share of each class among patients, at least SMALLEST_SHARE, summing to 1.
-    """
-
-    means: torch.Tensor
-    shares: torch.Tensor
 
 
 def embedding_size(plan: Plan) -> int:
@@ -74,10 +67,8 @@ def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
     features = torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(angles.shape[1])  # norm 1
     pixels = (2 * unit - 1) / math.sqrt(unit.shape[1])  # norm at most 1
     mean_weight = plan.warm_start.mean_image_weight
-    rest = math.sqrt(1 - MASS_WEIGHT**2)
-    a, b = rest * math.sqrt(1 - mean_weight**2), rest * mean_weight
-    mass = features.new_full((len(images), 1), MASS_WEIGHT)
-    return torch.cat([a * features, b * pixels, mass], dim=1)
+    a, b = FEATURE_WEIGHT * math.sqrt(1 - mean_weight**2), FEATURE_WEIGHT * mean_weight
+    return with_mass(torch.cat([a * features, b * pixels], dim=1))
 
 
 def patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -106,21 +97,17 @@ def iter_patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | s
     For vectors that do not fit in memory: what it takes does not grow with the patients.
     """
     kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
-    owners = cohort.owners[kept]
-    labels, block = len(plan.image.labels), _block_size(plan)
     embed = partial(_embed_in_float64, plan=plan, device=torch.device(device))
-    most = max(1, BLOCK_NUMBERS // (labels * block))  # patients at once
-    for start in range(0, max(1, cohort.patients), most):
-        stop = min(start + most, cohort.patients)
-        begin, end = torch.searchsorted(owners, torch.tensor([start, stop])).tolist()
-        sums = torch.zeros((stop - start) * labels, block, dtype=torch.float64)
-        cells = (owners[begin:end] - start) * labels + cohort.labels[kept[begin:end]]
-        first = 0
-        for vectors in row_by_row(embed, cohort.images[kept[begin:end]], kind=(plan, torch.device(device))):
-            sums.index_add_(0, cells[first : first + len(vectors)], vectors)  # rows of a cell in their order
-            first += len(vectors)
-        counts = torch.bincount(owners[begin:end] - start, minlength=stop - start).clamp(min=1)  # (stop - start,)
-        yield sums.reshape(stop - start, labels * block).div_(counts[:, None])
+    yield from iter_patient_blocks(
+        lambda rows: row_by_row(embed, cohort.images[kept[rows]], kind=(plan, torch.device(device))),
+        cohort.owners[kept],
+        cohort.labels[kept],
+        patients=cohort.patients,
+        labels=len(plan.image.labels),
+        width=_block_size(plan),
+        most_numbers=BLOCK_NUMBERS,
+        dtype=torch.float64,
+    )
 
 
 def _embed_in_float64(images: torch.Tensor, plan: Plan, device: torch.device) -> torch.Tensor:
@@ -142,19 +129,12 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
             f"a warm-start release of shape {tuple(released_mean.shape)} is not {embedding_size(plan)} finite numbers; "
             "was it made from the same plan?"
         )
-    blocks = released_mean.reshape(len(plan.image.labels), -1)
-    if float(blocks[:, -1].sum()) <= 0:
+    found = means_of(released_mean.reshape(len(plan.image.labels), -1))
+    if found is None:
         raise FederationError(
             "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
         )
-    mass = _masses(blocks)
-    return ClassMeans(means=blocks[:, :-1] / mass[:, None], shares=mass / mass.sum())
-
-
-def _masses(blocks: torch.Tensor) -> torch.Tensor:
-    """Released mass of each class, at least SMALLEST_SHARE of all: (labels, block) -> (labels,)."""
-    mass = blocks[:, -1] / MASS_WEIGHT
-    return mass.clamp(min=SMALLEST_SHARE * mass.sum())
+    return found
 
 
 def released_mean(sums: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
@@ -195,7 +175,7 @@ def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -
     """
     means = class_means(released_mean, plan).means  # (labels, block - 1)
     blocks = released_mean.reshape(len(means), -1)
-    mass, total = _masses(blocks), blocks[:, -1].sum() / MASS_WEIGHT  # (labels,), scalar
+    mass, total = class_masses(blocks), blocks[:, -1].sum() / MASS_WEIGHT  # (labels,), scalar
     together = blocks[:, :-1].sum(0) / total
     apart = means - together
     # Noise of one number of b_c / m_c - sum(b) / M, where each b holds noise of its own.
