@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.masking import known_peers
+from ghostnet.accounting.catalogue import CATALOGUE, Mechanism, plan_value
 from ghostnet.accounting.epsilon import epsilon_pld
 from ghostnet.accounting.events import Event, SharedNoiseSteps, coalition_events
 from ghostnet.accounting.plan_cost import claim, plan_events
@@ -147,17 +148,16 @@ def _noise(plan: Plan, policy: PolicySpec) -> Iterator[str]:
     if not least > 0:
         yield f"P03: [policy].min_noise_multiplier = {policy.min_noise_multiplier} is not > 0; set it in site.toml"
     wanted = f"is not a finite number >= {policy.min_noise_multiplier} ([policy].min_noise_multiplier)"
-    sigma = plan.privacy.noise_multiplier
     trains = plan.federation.rounds != 0 or plan.privacy.steps != 0
-    if trains and not _number(sigma) >= least:
-        yield f"P03: privacy.noise_multiplier = {sigma} {wanted}"
-    # 0 switches these off; nothing is released then.
-    for code, key, value in (
-        ("P04", "warm_start.noise_multiplier", plan.warm_start.noise_multiplier),
-        ("P05", "utility.noise_multiplier", plan.utility.noise_multiplier),
-        ("P16", "training.perceptual_noise_multiplier", plan.training.perceptual_noise_multiplier),
+    for code, key, is_switch in dict.fromkeys(
+        (s.policy_code, s.noise_key, s.mechanism is Mechanism.GAUSSIAN) for s in CATALOGUE
     ):
-        if not (_number(value) == 0 or _number(value) >= least):
+        value = plan_value(plan, key)
+        if _number(value) >= least:
+            continue
+        if not is_switch and trains:
+            yield f"{code}: {key} = {value} {wanted}"
+        elif is_switch and not _number(value) == 0:  # 0 switches it off; nothing is released then
             yield f"{code}: {key} = {value} is neither 0 (off) nor enough: it {wanted}"
 
 

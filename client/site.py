@@ -34,10 +34,11 @@ from client.requests import (
     received_mean,
 )
 from client.secrets import load_or_create_secret
+from ghostnet.accounting import catalogue
+from ghostnet.accounting.catalogue import Request, run_requests
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.errors import LedgerError, SpentError
 from ghostnet.evidence import keys
-from ghostnet.evidence.answers import run_requests
 from ghostnet.evidence.faults import RUNS_NAME
 from ghostnet.evidence.ledger import Ledger
 from ghostnet.evidence.software import installed_software
@@ -46,13 +47,13 @@ from ghostnet.exchange import pooled, protocol
 from ghostnet.exchange.arrays import Arrays, join_pair, load_arrays, split_pair
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
-from ghostnet.privacy import releases
 from ghostnet.privacy.noise import SystemEntropy
 from ghostnet.progress import Progress, silent
 from ghostnet.training import warm_start
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.device import find_device
 from ghostnet.training.loop import train_round
+from ghostnet.training.release import release_vectors
 from ghostnet.training.state import LocalState
 from ghostnet.utility import classification
 
@@ -157,19 +158,16 @@ class Site:
 
         Guarantee:
             Unit: patient, add/remove one. Sensitivity: 1 (each patient's vector has norm at most 1).
-            Charged as `warm_start` in `plan_events`.
+            Charged as `catalogue.WARM_START`.
         """
 
         def answer() -> Arrays:
-            vectors = warm_start.iter_patient_embeddings(
-                self._train_patients(plan), plan, self._device
-            )  # (some p, D) each
-            noised = releases.noisy_sum(
-                vectors, norm_bound=1.0, noise_multiplier=plan.warm_start.noise_multiplier, entropy=self._entropy
-            )
+            patients = self._train_patients(plan)
+            vectors = warm_start.iter_patient_embeddings(patients, plan, self._device)  # (some p, D) each
+            noised = release_vectors(catalogue.WARM_START, vectors, plan, entropy=self._entropy)
             return {protocol.NOISED_SUM: noised.numpy()}
 
-        return self._release(plan, run_id, "warm_start", lambda: answer)
+        return self._release(plan, run_id, Request.WARM_START.value, lambda: answer)
 
     def train(self, plan: Plan, run_id: str, server_round: int, weights: Arrays, released_mean: Arrays) -> Arrays:
         """One round of patient-level DP-SGD on the hospital's discriminator; returns the generator's moving average.
@@ -228,7 +226,7 @@ class Site:
             state.save_state(kept)
             return join_pair(state.generator, state.discriminator if shared else None)
 
-        return self._release(plan, run_id, f"round-{server_round}", receive)
+        return self._release(plan, run_id, f"{Request.ROUND.value}{server_round}", receive)
 
     def step(self, plan: Plan, run_id: str, step: int, discriminator: Arrays, roster: str) -> Arrays:
         """One step of a pooled run: this hospital's noised sum under masks, {"masked_sum": int64 (d,)}.
@@ -262,11 +260,11 @@ class Site:
 
             return answer
 
-        request = f"step-{step}"
+        request = f"{Request.STEP.value}{step}"
         if self._keep_ledger_open and self._held is None:
             self._held = self._open_ledger()
         answered = self._release(plan, run_id, request, receive)
-        for older in self._run_folder(run_id).glob("step-*.safetensors"):
+        for older in self._run_folder(run_id).glob(f"{Request.STEP.value}*.safetensors"):
             if older.stem != request:
                 older.unlink()
         return answered
@@ -290,7 +288,7 @@ class Site:
 
         Guarantee:
             Unit: patient, add/remove one. Sensitivity: 1 (a patient's images share one count).
-            Charged as `utility` in `plan_events`.
+            Charged as `catalogue.UTILITY_COUNTS`.
         """
 
         def receive() -> Answer:
@@ -299,7 +297,7 @@ class Site:
             released = {name: public[name] for name in (protocol.RELEASED_MEAN,) if name in public}
             mean = received_mean(plan, released) if plan.image.released_prior else None
             check_publication(publication, plan, run_id, generator, mean)
-            if plan.utility.noise_multiplier == 0:
+            if not catalogue.UTILITY_COUNTS.is_on(plan):
                 return dict
             model, edges = received_classifier(plan, public)
             return lambda: answer(model.to(self._device), edges)
@@ -309,15 +307,13 @@ class Site:
             counts = classification.patient_counts(
                 model, test, classes=len(plan.image.labels), edges=edges
             )  # (p, cells)
-            noised = releases.noisy_sum(
-                counts, norm_bound=1.0, noise_multiplier=plan.utility.noise_multiplier, entropy=self._entropy
-            )
+            noised = release_vectors(catalogue.UTILITY_COUNTS, counts, plan, entropy=self._entropy)
             self._write_own_report(plan, run_id, model, test)
             return {protocol.NOISED_COUNTS: noised.numpy()}
 
         self._settle(plan, run_id, publication, receive)
         try:
-            released = self._release(plan, run_id, "finish", receive)
+            released = self._release(plan, run_id, Request.FINISH.value, receive)
         except SpentError:
             released = {}  # the counts died with an earlier attempt; the statement reads no patient
         statement = self._statement(plan, run_id, publication)
@@ -408,9 +404,14 @@ class Site:
             request: its name in the ledger.
             receive: checks the coordinator's arrays and gives the computation. Nothing of the plan is built before the
                 hospital's limits have passed, and nothing is spent on arrays that do not fit.
+
+        Raises:
+            LedgerError: no statistic of the catalogue is released by such a request, or the answer holds other arrays
+                than the catalogue names; then it is spent, and nothing of it is stored or sent.
         """
         with self._ledger() as ledger:
             self._reserve(ledger, plan, run_id)
+            released = catalogue.answer_arrays(plan, request)
             stored = (
                 self._run_folder(run_id) / f"{request}.safetensors"
             )  # after the ledger: a run tells that there is one
@@ -424,6 +425,11 @@ class Site:
             answer = receive()
             ledger.begin(run_id, request)
             arrays = answer()
+            if released is not None and arrays.keys() != released:
+                raise LedgerError(
+                    f"an answer to {request} holds {sorted(arrays)}, the catalogue of released statistics has "
+                    f"{sorted(released)}; it is not sent"
+                )
             ledger.commit(run_id, request, write_reply(stored, arrays))
         return arrays
 

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import client
 from client.requests import Publication
+from ghostnet.accounting.catalogue import run_requests
 from ghostnet.certificate import transcript
 from ghostnet.certificate.certificate import build_certificate, write_certificate
 from ghostnet.evidence import keys
-from ghostnet.evidence.answers import run_requests
 from ghostnet.evidence.software import installed_software
 from ghostnet.evidence.statement import Lifetime, SiteStatement, plan_epsilons, site_statement
 from ghostnet.exchange.arrays import Arrays, arrays_sha256, join_pair, load_arrays, split_pair

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ghostnet.accounting.catalogue import Mechanism, events_of
 from ghostnet.accounting.epsilon import accountants_agree, calibrate_noise_multiplier, epsilon_pld, epsilon_rdp
 from ghostnet.accounting.events import (
     Event,
-    GaussianRelease,
-    PoissonGaussianSteps,
-    SharedNoiseSteps,
     coalition_events,
     other_hospital_events,
     repeat_for_hospitals,
@@ -55,13 +53,13 @@ def resolve(plan: Plan) -> Plan:
         delta=privacy.delta,
         sampling_rate=privacy.sampling_rate,
         steps=privacy.steps,
-        other=_single_releases(plan),
+        other=events_of(plan, mechanisms=(Mechanism.GAUSSIAN,)),
     )
     return dataclasses.replace(plan, privacy=dataclasses.replace(privacy, noise_multiplier=noise_multiplier))
 
 
 def plan_events(plan: Plan) -> tuple[Event, ...]:
-    """Everything that a hospital releases in one run of a resolved plan: warm start, steps, utility counts.
+    """Everything that a hospital releases in one run of a resolved plan, as the catalogue of statistics has it.
 
     Training and test patients are disjoint, so composing the utility counts with the rest states more than any one
     patient pays.
@@ -69,27 +67,7 @@ def plan_events(plan: Plan) -> tuple[Event, ...]:
     Raises:
         PlanError: the noise multiplier of the steps is still 0.
     """
-    privacy = plan.privacy
-    if privacy.steps == 0:
-        return _single_releases(plan)
-    if privacy.noise_multiplier == 0:
-        raise PlanError("privacy.noise_multiplier = 0 is still to be calibrated; resolve the plan before it is costed")
-    if plan.federation.is_pooled:
-        shared = SharedNoiseSteps(
-            name="discriminator steps",
-            sampling_rate=privacy.sampling_rate,
-            noise_multiplier=privacy.noise_multiplier,
-            steps=privacy.steps,
-            hospitals=plan.federation.hospitals,
-        )
-        return (*_single_releases(plan), shared)
-    steps = PoissonGaussianSteps(
-        name="discriminator steps",
-        sampling_rate=privacy.sampling_rate,
-        noise_multiplier=privacy.noise_multiplier,
-        steps=privacy.steps,
-    )
-    return (*_single_releases(plan), steps)
+    return events_of(plan)
 
 
 def claim(plan: Plan) -> Claim:
@@ -100,8 +78,8 @@ def claim(plan: Plan) -> Claim:
             not resolved.
 
     Guarantee:
-        Unit: privacy.unit, add/remove one. Assumes: the mechanisms of `plan_events` as they are in mechanism.py and
-        releases.py, and nothing else, leave the hospital.
+        Unit: privacy.unit, add/remove one. Assumes: the statistics of the catalogue, by the mechanisms of mechanism.py
+        and releases.py, and nothing else, leave the hospital.
         Not covered: other runs on the same patients (ledger.py composes them); utility.real_reference, which is for
         simulations and not private.
     """
@@ -141,17 +119,3 @@ def check_accountants_agree(by_pld: float, by_rdp: float) -> None:
             f"the accountants disagree: epsilon {by_pld} by PLD is over {by_rdp} by RDP, which is the looser bound; "
             "one of the two libraries is not the one GhostNet was tested with: run `ghostnet doctor`"
         )
-
-
-def _single_releases(plan: Plan) -> tuple[Event, ...]:
-    """The releases that are on, but for the discriminator's steps."""
-    switches = {"warm start": plan.warm_start.noise_multiplier, "utility counts": plan.utility.noise_multiplier}
-    once = tuple(GaussianRelease(name=name, noise_multiplier=sigma) for name, sigma in switches.items() if sigma)
-    if plan.perceptual_releases == 0:
-        return once
-    features = GaussianRelease(
-        name="perceptual features",
-        noise_multiplier=plan.training.perceptual_noise_multiplier,
-        count=plan.perceptual_releases,
-    )
-    return (*once, features)

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghostnet.accounting import catalogue
+from ghostnet.accounting.catalogue import Statistic
 from ghostnet.accounting.events import Event, GaussianRelease, SharedNoiseSteps
 from ghostnet.audit.findings import Finding
 from ghostnet.errors import AuditError
@@ -23,7 +25,6 @@ from ghostnet.models import build_discriminator
 from ghostnet.plan import Plan
 from ghostnet.privacy.noise import RESERVE, Entropy
 from ghostnet.training.perceptual import embed
-from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility.classification import cell_count
 
 Draws = dict[float, int]
@@ -63,18 +64,19 @@ def accounted_draws(plan: Plan, events: Sequence[Event]) -> Draws:
     """Numbers of noise that one hospital draws in a run if it releases just these events.
 
     Raises:
-        AuditError: an event is about a release that the audit does not know.
+        AuditError: an event is about a statistic that is not in the catalogue, or whose length the audit cannot know.
     """
+    statistics = {s.name: s for s in catalogue.CATALOGUE if s.is_asked(plan)}
     draws: Counter[float] = Counter()
     for event in events:
-        lengths = _lengths(plan)
-        if event.name not in lengths:
-            raise AuditError(f"event {event.name!r} is none of {', '.join(lengths)}; the audit must learn its length")
-        std = event.noise_multiplier * (1.0 if isinstance(event, GaussianRelease) else plan.privacy.clip_norm)
+        if event.name not in statistics:
+            raise AuditError(f"event {event.name!r} is none of the catalogue's: {', '.join(statistics)}")
+        statistic = statistics[event.name]
+        std = event.noise_multiplier * statistic.norm_bound(plan)
         if isinstance(event, SharedNoiseSteps):
             std /= math.sqrt(event.hospitals)
         times = event.count if isinstance(event, GaussianRelease) else event.steps
-        draws[_fraction(std * (1 + RESERVE))] += times * lengths[event.name]
+        draws[_fraction(std * (1 + RESERVE))] += times * release_length(statistic, plan)
     return dict(draws)
 
 
@@ -95,18 +97,24 @@ def check_draws(drawn: Mapping[str, tuple[Draws, Draws]]) -> Finding:
     )
 
 
-def _lengths(plan: Plan) -> dict[str, int]:
-    """Numbers in one release of each kind."""
+def release_length(statistic: Statistic, plan: Plan) -> int:
+    """Numbers in one release.
+
+    Raises:
+        AuditError: neither the catalogue nor the audit knows it.
+    """
+    if statistic.length is not None:
+        return statistic.length(plan)
+    if statistic == catalogue.UTILITY_COUNTS:
+        return cell_count(len(plan.image.labels), plan.utility.bins)
     discriminator = build_discriminator(plan.networks)
-    image = torch.zeros(1, plan.planes, plan.image.size, plan.image.size)
-    with torch.no_grad():
-        features = embed(discriminator, image).shape[1]
-    return {
-        "warm start": embedding_size(plan),
-        "discriminator steps": sum(p.numel() for p in discriminator.parameters() if p.requires_grad),
-        "perceptual features": len(plan.image.labels) * features,
-        "utility counts": cell_count(len(plan.image.labels), plan.utility.bins),
-    }
+    if statistic in (catalogue.DISCRIMINATOR_STEPS, catalogue.POOLED_STEPS):
+        return sum(p.numel() for p in discriminator.parameters() if p.requires_grad)
+    if statistic == catalogue.PERCEPTUAL_FEATURES:
+        with torch.no_grad():
+            image = torch.zeros(1, plan.planes, plan.image.size, plan.image.size)
+            return len(plan.image.labels) * embed(discriminator, image).shape[1]
+    raise AuditError(f"the audit cannot know the length of {statistic.name!r}; give it one in the catalogue")
 
 
 def _fraction(std: float) -> float:

@@ -15,18 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ghostnet.accounting import catalogue
+from ghostnet.accounting.catalogue import Request, Statistic
 from ghostnet.accounting.events import Event, event_from_dict
+from ghostnet.audit.accounted import release_length
+from ghostnet.errors import AuditError
 from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, join_pair, to_arrays
-from ghostnet.exchange.pooled import trained_parameters
 from ghostnet.exchange.secure_sum import Member, make_roster
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy.noise import Entropy
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.warm_start import embedding_size
-from ghostnet.utility.classification import cell_count
 from ghostnet.utility.classifier import build_classifier
 
 LEDGER = "ledger.sqlite"  # in a hospital's folder
@@ -118,19 +120,43 @@ def joined(
                 hospital.close()
 
 
-def warm_start_of(open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source) -> Tensor:
-    """What a fresh hospital with these patients releases for the warm start, float64 (D,)."""
-    with joined(open_hospital, [cohort], plan, [entropy]) as run:
-        return torch.from_numpy(run.hospitals[0].warm_start(plan, run.run_id)[protocol.NOISED_SUM]).double()
-
-
-def counts_of(
-    open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source, classifier: nn.Module
+def released_by(
+    open_hospital: OpenHospital,
+    statistic: Statistic,
+    cohort: Cohort,
+    plan: Plan,
+    entropy: Source,
+    classifier: nn.Module | None = None,
 ) -> Tensor:
-    """What a fresh hospital with these patients releases about a classifier, float64 (cells,)."""
+    """The array of a statistic that a fresh hospital with these patients releases, float64 (d,).
+
+    Args:
+        open_hospital: under audit.
+        statistic: of the catalogue, released by the first request or the last.
+        cohort: the patients.
+        plan: of the run.
+        entropy: of coins and noise.
+        classifier: of the last request.
+    """
     with joined(open_hospital, [cohort], plan, [entropy]) as run:
-        answer = finish(run.hospitals[0], run.run_id, plan, classifier)
-        return torch.from_numpy(answer[protocol.NOISED_COUNTS]).double()
+        answer = _answer(run.hospitals[0], run.run_id, plan, statistic.request, classifier)
+        return torch.from_numpy(answer[statistic.array]).double()
+
+
+def single_statistics() -> list[Statistic]:
+    """Statistics of the catalogue that are an array of the answer to the first or the last request."""
+    asked = (Request.WARM_START, Request.FINISH)
+    return [s for s in catalogue.CATALOGUE if s.request in asked and s.array]
+
+
+def _answer(
+    hospital: Hospital, run_id: str, plan: Plan, request: Request, classifier: nn.Module | None = None
+) -> Arrays:
+    if request is Request.WARM_START:
+        return hospital.warm_start(plan, run_id)
+    if request is Request.FINISH:
+        return finish(hospital, run_id, plan, classifier)
+    raise AuditError(f"{request.name} is no request that is asked once; ask for {Request.WARM_START.name} or the last")
 
 
 def finish(hospital: Hospital, run_id: str, plan: Plan, classifier: nn.Module | None = None) -> Arrays:
@@ -188,37 +214,43 @@ def _answers(hospital: Hospital, run: Run, plan: Plan) -> Iterator[tuple[Arrays,
     network = build_discriminator(plan.networks)
     weights = join_pair(build_generator(plan.networks), network if plan.federation.share == "gan" else None)
     mean = {protocol.RELEASED_MEAN: np.full(embedding_size(plan), 0.1, np.float32)}
-    if plan.warm_start.noise_multiplier:
-        yield (
-            hospital.warm_start(plan, run.run_id),
-            _form({protocol.NOISED_SUM: np.zeros(embedding_size(plan), np.float32)}),
-        )
+    if Request.WARM_START.value in catalogue.run_requests(plan):
+        yield hospital.warm_start(plan, run.run_id), _released_form(plan, Request.WARM_START, np.float32)
     if plan.federation.is_pooled:
-        numbers = sum(shape.numel() for shape in trained_parameters(network).values())
         for step in range(1, plan.privacy.steps + 1):
             yield (
                 hospital.step(plan, run.run_id, step, to_arrays(network), run.roster),
-                _form({protocol.MASKED_SUM: np.zeros(numbers, np.int64)}),
+                _released_form(plan, Request.STEP, np.int64),
             )
     else:
-        released = mean if plan.warm_start.noise_multiplier else {}
+        released = mean if catalogue.WARM_START.is_on(plan) else {}
         for number in range(1, plan.federation.rounds + 1):
             yield hospital.train(plan, run.run_id, number, weights, released), _form(weights)
-    cells = cell_count(len(plan.image.labels), plan.utility.bins)
-    yield finish(hospital, run.run_id, plan), _form({protocol.NOISED_COUNTS: np.zeros(cells, np.float32)})
+    yield finish(hospital, run.run_id, plan), _released_form(plan, Request.FINISH, np.float32)
+
+
+def _released_form(plan: Plan, request: Request, dtype: type[np.generic]) -> Form:
+    """The arrays of an answer to a request, as the catalogue names them."""
+    return {
+        s.array: (np.dtype(dtype), (release_length(s, plan),))
+        for s in catalogue.CATALOGUE
+        if s.request is request and s.is_on(plan)
+    }
 
 
 def _form(arrays: Arrays) -> Form:
     return {name: (array.dtype, array.shape) for name, array in arrays.items()}
 
 
-def answers_of_one_run(open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source) -> list[Tensor]:
-    """Warm start and utility counts of one hospital in one run, float64."""
+def answers_of_one_run(
+    open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source
+) -> dict[Statistic, Tensor]:
+    """What one hospital releases in one run by the first request and the last, float64."""
+    statistics = single_statistics()
     with joined(open_hospital, [cohort], plan, [entropy]) as run:
-        hospital = run.hospitals[0]
-        released = hospital.warm_start(plan, run.run_id)[protocol.NOISED_SUM]
-        counts = finish(hospital, run.run_id, plan)[protocol.NOISED_COUNTS]
-        return [torch.from_numpy(released).double(), torch.from_numpy(counts).double()]
+        asked = [request for request in Request if any(s.request is request for s in statistics)]
+        answers = {request: _answer(run.hospitals[0], run.run_id, plan, request) for request in asked}
+    return {s: torch.from_numpy(answers[s.request][s.array]).double() for s in statistics}
 
 
 def masked_steps(open_hospital: OpenHospital, plan: Plan, entropy: Source, *, patients: Cohort) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
+from ghostnet.accounting.catalogue import CATALOGUE, PERCEPTUAL_FEATURES, UTILITY_COUNTS, WARM_START, Statistic
 from ghostnet.accounting.events import Event
 from ghostnet.audit.accounted import NotedEntropy, accounted_draws, check_draws
 from ghostnet.audit.canaries import NoEntropy
@@ -26,15 +27,17 @@ from ghostnet.audit.hospitals import (
     OpenHospital,
     Source,
     answers_of_one_run,
-    counts_of,
     finish,
     joined,
     masked_steps,
+    released_by,
     run_of,
-    warm_start_of,
+    single_statistics,
 )
 from ghostnet.audit.kinds import as_pooled, chosen
-from ghostnet.exchange import pooled, protocol
+from ghostnet.errors import AuditError
+from ghostnet.exchange import pooled
+from ghostnet.exchange.arrays import Arrays
 from ghostnet.exchange.secure_sum import sum_modulo
 from ghostnet.models import build_discriminator
 from ghostnet.plan import LEAST_BANDWIDTH, Plan
@@ -50,6 +53,7 @@ BINS = 1000
 SCALE = 1e8
 NEIGHBOURS = (3, 30)
 ANSWERS = 3
+NOISE_MULTIPLIERS = (1.3, 2.3, 1.7, 1.0, 1.9, 1.1, 1.5)  # no two a power of two apart: each tells its statistic
 RUN_SIZES = (1, 2, 3, *(1,) * 60)  # patients enough to be seen through the noise of the perceptual release
 
 PlanEvents = Callable[[Plan], Sequence[Event]]
@@ -80,29 +84,35 @@ class Release:
 
 
 def release_plan(base: Plan) -> Plan:
-    """A plan with every release on, each with a noise multiplier of its own that tells it from the others."""
-    return replace(
+    """A plan with every statistic on, each with a noise multiplier of its own that tells it from the others."""
+    plan = replace(
         base,
-        privacy=replace(base.privacy, sampling_rate=0.5, steps=4, noise_multiplier=1.0, images_per_patient=2),
-        warm_start=replace(base.warm_start, noise_multiplier=1.3, features=64, feature_size=14),
-        training=replace(base.training, perceptual_noise_multiplier=1.7, perceptual_weight=1.0, embedding_weight=1.0),
-        utility=replace(base.utility, noise_multiplier=2.3, bins=BINS),
+        privacy=replace(base.privacy, sampling_rate=0.5, steps=4, images_per_patient=2),
+        warm_start=replace(base.warm_start, features=64, feature_size=14),
+        training=replace(base.training, perceptual_weight=1.0, embedding_weight=1.0),
+        utility=replace(base.utility, bins=BINS),
         federation=replace(base.federation, rounds=2),
     )
+    keys = list(dict.fromkeys(statistic.noise_key for statistic in CATALOGUE))
+    if len(keys) > len(NOISE_MULTIPLIERS):
+        raise AuditError(f"{len(keys)} statistics and {len(NOISE_MULTIPLIERS)} NOISE_MULTIPLIERS; the audit needs more")
+    for key, noise_multiplier in zip(keys, NOISE_MULTIPLIERS, strict=False):
+        table, _, name = key.partition(".")
+        plan = replace(plan, **{table: replace(getattr(plan, table), **{name: noise_multiplier})})
+    return plan
 
 
 def releases_of(
     open_hospital: OpenHospital, noised_features: NoisedFeatures, plan: Plan, kinds: Mapping[str, Plan]
 ) -> list[Release]:
-    """Every release but the steps: warm start, utility counts, and the features of every architecture."""
+    """Every statistic but the steps; the warm start and the counts long ones too, features of every architecture."""
     labels = tuple(f"label {number}" for number in range(WIDE_LABELS))
     image = replace(plan.image, labels=labels, label_prior=(1 / WIDE_LABELS,) * WIDE_LABELS)
     wide = replace(plan, image=image, warm_start=replace(plan.warm_start, features=WIDE_FEATURES))
-    classifier = build_classifier(channels=plan.image.channels, classes=len(plan.image.labels))
-    found = [_warm_start(open_hospital, plan, "warm start"), _warm_start(open_hospital, wide, "wide warm start")]
-    found.append(_counts(open_hospital, plan, classifier, "utility counts"))
+    found = [_asked(open_hospital, statistic, plan, statistic.name) for statistic in single_statistics()]
+    found.append(_asked(open_hospital, WARM_START, wide, "wide warm start"))
     confusion = build_classifier(channels=plan.image.channels, classes=WIDE_LABELS)
-    found.append(_counts(open_hospital, wide, confusion, "utility counts of a confusion table"))
+    found.append(_asked(open_hospital, UTILITY_COUNTS, wide, "utility counts of a confusion table", confusion))
     for name, own in _by_architecture(plan, kinds).items():
         found.append(
             _features(noised_features, own, build_discriminator(own.networks), f"perceptual features of {name}")
@@ -117,10 +127,10 @@ def harmful_releases(
     for others in NEIGHBOURS:
         cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
         narrow = replace(plan, warm_start=replace(plan.warm_start, bandwidth=LEAST_BANDWIDTH))
-        yield _warm_start(open_hospital, narrow, f"warm start at bandwidth {LEAST_BANDWIDTH:g}"), cohort
+        yield _asked(open_hospital, WARM_START, narrow, f"warm start at bandwidth {LEAST_BANDWIDTH:g}"), cohort
         build = partial(build_classifier, channels=plan.image.channels, classes=len(plan.image.labels))
         for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):
-            yield _counts(open_hospital, plan, made.network, f"utility counts, {made.words}"), cohort
+            yield _asked(open_hospital, UTILITY_COUNTS, plan, f"utility counts, {made.words}", made.network), cohort
         for name, own in _by_architecture(plan, kinds).items():
             drawn = drawn_cohort(own, (1,) * (others + 1), seed=others)
             run = partial(_run, cohort=drawn)
@@ -141,21 +151,15 @@ def _by_architecture(plan: Plan, kinds: Mapping[str, Plan]) -> dict[str, Plan]:
     }
 
 
-def _warm_start(open_hospital: OpenHospital, plan: Plan, name: str) -> Release:
+def _asked(
+    open_hospital: OpenHospital, statistic: Statistic, plan: Plan, name: str, classifier: nn.Module | None = None
+) -> Release:
+    bound = statistic.norm_bound(plan)
     return Release(
         name=name,
-        ask=lambda cohort, entropy: warm_start_of(open_hospital, cohort, plan, entropy),
+        ask=lambda cohort, entropy: released_by(open_hospital, statistic, cohort, plan, entropy, classifier) / bound,
         plan=plan,
-        noise_multiplier=plan.warm_start.noise_multiplier,
-    )
-
-
-def _counts(open_hospital: OpenHospital, plan: Plan, classifier: nn.Module, name: str) -> Release:
-    return Release(
-        name=name,
-        ask=lambda cohort, entropy: counts_of(open_hospital, cohort, plan, entropy, classifier),
-        plan=plan,
-        noise_multiplier=plan.utility.noise_multiplier,
+        noise_multiplier=statistic.noise_multiplier(plan),
     )
 
 
@@ -165,7 +169,7 @@ def _features(noised_features: NoisedFeatures, plan: Plan, discriminator: nn.Mod
         name=name,
         ask=lambda cohort, entropy: noised_features(snapshot, cohort, plan, entropy or SystemEntropy()).double(),
         plan=plan,
-        noise_multiplier=plan.training.perceptual_noise_multiplier,
+        noise_multiplier=PERCEPTUAL_FEATURES.noise_multiplier(plan),
     )
 
 
@@ -218,13 +222,11 @@ def noise_of_releases(releases: Sequence[Release], entropy: Source) -> dict[str,
 
 
 def noise_of_one_run(open_hospital: OpenHospital, plan: Plan, entropy: Source) -> Noise:
-    """Noise of a hospital's warm start and utility counts in one run, in units of their accounted sizes."""
+    """Noise of what a hospital releases by itself in one run but for the steps, in units of its accounted sizes."""
     cohort = drawn_cohort(plan, (1, 3))
     bare = answers_of_one_run(open_hospital, cohort, plan, NoEntropy())
     noisy = answers_of_one_run(open_hospital, cohort, plan, entropy)
-    sizes = (plan.warm_start.noise_multiplier, plan.utility.noise_multiplier)
-    parts = [((a - b) / size)[None].numpy() for a, b, size in zip(noisy, bare, sizes, strict=True)]
-    return dict(zip(("warm start", "utility counts"), parts, strict=True))
+    return {s.name: ((noisy[s] - bare[s]) / s.noise_std(plan))[None].numpy() for s in bare}
 
 
 def check_accounted(
@@ -345,12 +347,16 @@ def check_repeated_answers(open_hospital: OpenHospital, plan: Plan, entropy: Sou
     cohort = drawn_cohort(plan, (1, 2))
     with joined(open_hospital, [cohort], plan, [entropy]) as run:
         hospital, run_id = run.hospitals[0], run.run_id
-        first, second = (hospital.warm_start(plan, run_id)[protocol.NOISED_SUM] for _ in range(2))
-        counts, again = (finish(hospital, run_id, plan)[protocol.NOISED_COUNTS] for _ in range(2))
-    other = int(not np.array_equal(first, second)) + int(not np.array_equal(counts, again))
+        sums = [hospital.warm_start(plan, run_id) for _ in range(2)]
+        counts = [finish(hospital, run_id, plan) for _ in range(2)]
+    other = sum(not _same(first, second) for first, second in (sums, counts))
     return Finding(
         check="repeated answers",
         passed=other == 0,
         value=float(other),
         detail=f"{other} of 2 requests got another answer when they were repeated (must be none)",
     )
+
+
+def _same(first: Arrays, second: Arrays) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from ghostnet.accounting.catalogue import Request, events_of
 from ghostnet.accounting.epsilon import EPSILON_STEP, event_from_dict, event_to_dict
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.errors import VerifyError
 from ghostnet.evidence import keys
-from ghostnet.evidence.answers import answered_events, read_answered
+from ghostnet.evidence.answers import read_answered
 from ghostnet.evidence.software import PACKAGES
 from ghostnet.evidence.statement import (
     FORMAT,
@@ -149,10 +150,10 @@ def _answers(statement: SiteStatement, plan: Plan) -> str:
     spent = statement["spent"]
     require(isinstance(spent, list), "spent is not a list")
     answered = read_answered(plan, statement["answered"], spent)
-    events = [event_to_dict(event) for event in answered_events(plan, answered)]
+    events = [event_to_dict(event) for event in events_of(plan, answered)]
     require(same(statement["events"], events), "its events are not those of what it answered")
     kinds = [entry["request"] for entry in statement["answered"]]
-    made_of = [kind for kind in kinds if kind != "finish"]
+    made_of = [kind for kind in kinds if kind != Request.FINISH.value]
     words = f"answered {', '.join(kinds)}" if kinds else "answered nothing"
     words += "" if made_of else ": nothing of its patients is in the weights"
     shown = f"{', '.join(spent[:_SPENT_SHOWN])}{', ...' if len(spent) > _SPENT_SHOWN else ''}"

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from ghostnet.accounting.catalogue import Request
 from ghostnet.errors import VerifyError
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, arrays_sha256
@@ -31,10 +32,10 @@ from ghostnet.plan.federation import FederationSpec
 from ghostnet.training import warm_start
 
 SERVER = "server"  # no hospital may have this name
-WARM_START = "warm_start"
+WARM_START, ROUND = Request.WARM_START.value, Request.ROUND.value
 SENT, MOMENTS = "sent/", "moments/"
 _MASKED = "how the weights follow from pooled steps, under masks, is not shown"
-_NAME = re.compile(r"([a-z0-9-]{1,32})/(warm_start|round-[1-9][0-9]{0,5})/(.+)")
+_NAME = re.compile(rf"([a-z0-9-]{{1,32}})/({WARM_START}|{ROUND}[1-9][0-9]{{0,5}})/(.+)")
 
 
 @lru_cache(maxsize=4)
@@ -60,7 +61,7 @@ def round_record(
 ) -> Arrays:
     """The transcript after a round: its answers take the place of an earlier round's; the warm start's sums stay."""
     kept = {name: array for name, array in before.items() if name.split("/")[1] == WARM_START}
-    request = f"round-{server_round}"
+    request = f"{ROUND}{server_round}"
     kept |= {f"{site}/{request}/{name}": array for site, part in answers.items() for name, array in part.items()}
     if federation.server_optimizer in WITH_MOMENTS:
         parts = {SENT: sent, MOMENTS: moments}
@@ -135,10 +136,10 @@ def _grouped(keys: list[str]) -> dict[str, dict[str, list[str]]]:
 def _require_contributions(plan: Plan, answered: Mapping[str, Mapping[str, str]]) -> None:
     """The plan's last release was answered by as many as it asks for."""
     federation = plan.federation
-    kind = "step" if federation.is_pooled else "round-" if federation.rounds else WARM_START
+    kind = "step" if federation.is_pooled else ROUND if federation.rounds else WARM_START
     took_part = [site for site, requests in answered.items() if any(r.startswith(kind) for r in requests)]
     if len(took_part) < federation.least_hospitals:
-        made_of = {"step": "its pooled steps", "round-": "its rounds", WARM_START: "its warm start"}[kind]
+        made_of = {"step": "its pooled steps", ROUND: "its rounds", WARM_START: "its warm start"}[kind]
         raise VerifyError(
             f"the plan makes the weights of {made_of}, which {len(took_part)} of at least {federation.least_hospitals} "
             "hospitals answered: they are not these hospitals'"
@@ -202,7 +203,7 @@ def _check_round(
         parts,
         federation,
         names=sorted(published),
-        server_round=int(request.removeprefix("round-")),
+        server_round=int(request.removeprefix(ROUND)),
         sent=_part(before, SENT),
         moments=_part(before, MOMENTS),
         averaged=averaged_names(plan),
@@ -220,7 +221,7 @@ def _require_same_names(published: Arrays, parts: Mapping[str, Mapping[str, np.n
 
 
 def _who(parts: Mapping[str, object], request: str, answered: Mapping[str, Mapping[str, str]]) -> str:
-    rounds = {r for of in answered.values() for r in of if r.startswith("round-")}
+    rounds = {r for of in answered.values() for r in of if r.startswith(ROUND)}
     later = sorted(r for r in rounds if _number(r) > _number(request))
     missing = sorted(site for site, of in answered.items() if request in of and site not in parts)
     words = f"the signed answers of {', '.join(sorted(parts))} make these weights"
@@ -235,7 +236,7 @@ def _moved_by(federation: FederationSpec) -> str:
 
 
 def _number(request: str) -> int:
-    return int(request.removeprefix("round-"))
+    return int(request.removeprefix(ROUND))
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:

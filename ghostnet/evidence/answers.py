@@ -1,53 +1,23 @@
 """What a hospital answered in one run, as its statement lists it: requests, digests, and the events of those alone.
 
-Requests are named as in the ledger: "warm_start", "round-1", ..., "step-1", ..., "finish". A run of thousands of pooled
-steps is listed as one entry, with one digest over those of all its answers.
+Requests are named as in the ledger (`accounting.catalogue.Request`). A run of thousands of pooled steps is listed as
+one entry, with one digest over those of all its answers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ghostnet.accounting.events import Event
-from ghostnet.accounting.plan_cost import plan_events
+from ghostnet.accounting.catalogue import Request, run_requests
 from ghostnet.errors import VerifyError
 from ghostnet.plan import Plan
 from ghostnet.plan.federation import MOST_POOLED_STEPS
 
-WARM_START, FINISH = "warm_start", "finish"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_STEP = "step-"
-
-
-def run_requests(plan: Plan) -> tuple[str, ...]:
-    """Everything that a run of this plan may ask of the patients, each once."""
-    first = (WARM_START,) if plan.warm_start.noise_multiplier > 0 else ()
-    name, count = (_STEP, plan.privacy.steps) if plan.federation.is_pooled else ("round-", plan.federation.rounds)
-    return (*first, *(f"{name}{number}" for number in range(1, count + 1)), FINISH)
-
-
-def answered_events(plan: Plan, requests: Collection[str]) -> tuple[Event, ...]:
-    """The part of `plan_events` that these requests release; all of it for `run_requests`."""
-    rounds = [int(request.removeprefix("round-")) for request in requests if request.startswith("round-")]
-    steps = sum(plan.round_steps(number) for number in rounds)
-    steps += sum(request.startswith(_STEP) for request in requests)
-    warm_start, utility = plan.warm_start, plan.utility
-    if WARM_START not in requests:
-        warm_start = dataclasses.replace(warm_start, noise_multiplier=0.0)
-    if FINISH not in requests:
-        utility = dataclasses.replace(utility, noise_multiplier=0.0)
-    part = dataclasses.replace(
-        plan,
-        privacy=dataclasses.replace(plan.privacy, steps=steps),
-        federation=dataclasses.replace(plan.federation, rounds=1 + sum(number > 1 for number in rounds)),
-        warm_start=warm_start,
-        utility=utility,
-    )
-    return plan_events(part)
+_STEP = Request.STEP.value
 
 
 def answered_words(requests: Mapping[str, str]) -> dict[str, Any]:

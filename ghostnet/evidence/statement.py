@@ -13,6 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ghostnet.accounting.catalogue import events_of
 from ghostnet.accounting.epsilon import (
     EPSILON_STEP,
     Event,
@@ -25,7 +26,7 @@ from ghostnet.accounting.events import coalition_events, other_hospital_events
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.errors import VerifyError
 from ghostnet.evidence import keys
-from ghostnet.evidence.answers import answered_events, answered_words
+from ghostnet.evidence.answers import answered_words
 from ghostnet.evidence.software import Software
 from ghostnet.plan import Plan, Unit
 from ghostnet.plan.unit import UNITS, protects, unit_facts
@@ -126,7 +127,7 @@ def site_statement(
     if not _at_least(unit, plan):
         raise VerifyError(f"unit {unit!r} is weaker than the plan's {plan.privacy.unit!r}; nothing is signed about it")
     words = answered_words(requests)
-    events = answered_events(plan, [request for request, digest in requests.items() if digest])
+    events = events_of(plan, [request for request, digest in requests.items() if digest])
     pld, rdp = events_epsilons(events, plan.privacy.delta)
     statement: SiteStatement = {
         "format": FORMAT,

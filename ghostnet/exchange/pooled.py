@@ -24,13 +24,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ghostnet.accounting.catalogue import POOLED_STEPS
 from ghostnet.errors import PlanError
 from ghostnet.plan import Plan
 from ghostnet.privacy.mechanism import choose_rows, join_rows, sample_patients
-from ghostnet.privacy.noise import Entropy, add_gaussian_steps, from_grid, grid_step
+from ghostnet.privacy.noise import Entropy, from_grid, grid_step
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import patient_gradients, private_views
 from ghostnet.training.losses import discriminator_loss
+from ghostnet.training.release import release_share
 
 Part = tuple[torch.Tensor, torch.Tensor]
 
@@ -83,7 +85,7 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
         )
         total += torch.cat([summed[name].flatten() for name in shapes]).cpu()
         del images, rows, summed
-    return add_gaussian_steps(total, std=std, entropy=entropy).numpy()
+    return release_share(POOLED_STEPS, total, plan, entropy=entropy).numpy()
 
 
 def share_std(plan: Plan) -> float:
@@ -98,7 +100,7 @@ def share_std(plan: Plan) -> float:
             f"noise_multiplier = {sigma} over federation.hospitals = {hospitals}: "
             "a pooled step needs both > 0; a step without noise is never released"
         )
-    return plan.privacy.clip_norm * sigma / math.sqrt(hospitals)
+    return POOLED_STEPS.noise_std(plan)
 
 
 def trained_parameters(discriminator: nn.Module) -> dict[str, torch.Size]:

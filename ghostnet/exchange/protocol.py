@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
+from ghostnet.accounting import catalogue
 from ghostnet.errors import FederationError
 
 JOIN = "query.join"  # the plan, ledger heads seen -> the hospital reserves the run's cost and answers with its head
@@ -26,10 +27,10 @@ PUBLIC_IMAGES = "public-images-sha256"  # in a finish request's config: "" where
 METRICS = "metrics"  # one constant: Flower's averaging wants a weight, and a true one would tell the cohort's size
 WEIGHT = "weight"
 
-NOISED_SUM = "noised_sum"
-MASKED_SUM = "masked_sum"  # int64, uniform to whoever lacks a mask
+NOISED_SUM = catalogue.WARM_START.array
+MASKED_SUM = catalogue.POOLED_STEPS.array  # int64, uniform to whoever lacks a mask
 DISCRIMINATOR = "discriminator."  # prefix of a shared discriminator's weights beside the generator's
-NOISED_COUNTS = "noised_counts"
+NOISED_COUNTS = catalogue.UTILITY_COUNTS.array
 RELEASED_MEAN = "released_mean"
 CLASSIFIER = "classifier."  # prefix of a classifier's weights among public arrays
 SCORE_EDGES = "score_edges"

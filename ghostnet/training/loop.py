@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import pad
 
+from ghostnet.accounting.catalogue import DISCRIMINATOR_STEPS
 from ghostnet.errors import PlanError
 from ghostnet.models import architecture
 from ghostnet.plan import Plan
@@ -24,7 +24,6 @@ from ghostnet.privacy.mechanism import (
     PatientGradients,
     choose_rows,
     join_rows,
-    noised_sum,
     sample_patients,
 )
 from ghostnet.privacy.noise import Entropy, grid_step
@@ -33,6 +32,7 @@ from ghostnet.progress import Progress, silent
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.losses import discriminator_loss, fakes_penalty, generator_loss
 from ghostnet.training.perceptual import perceptual_loss, release_features
+from ghostnet.training.release import release_step
 from ghostnet.training.rollback import Watch
 from ghostnet.training.warm_start import embedding_loss, unseen_detail
 
@@ -78,7 +78,7 @@ def train_round(
         entropy: source of sampling and noise.
         progress: told ("adversarial", steps done, steps).
         public_stream: number of this hospital, public, so that hospitals draw different fakes.
-        add_noise: (step, clipped sum) -> noised sum; by default `noised_sum` with this plan's noise. Only a pooled
+        add_noise: (step, clipped sum) -> noised sum; by default `release_step` with this plan's noise. Only a pooled
             federation's coordinator gives another: it has no patients, and adds the hospitals' noised total.
 
     Raises:
@@ -97,14 +97,11 @@ def train_round(
     row_loss, adversarial_loss = discriminator_loss(training.loss), generator_loss(training.loss)
     average = copy.deepcopy(generator)
     generator.train()
-    own_noise = partial(
-        noised_sum, clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, entropy=entropy
-    )
-    add_noise = add_noise or (lambda _, summed: own_noise(summed))
+    add_noise = add_noise or (lambda _, summed: release_step(DISCRIMINATOR_STEPS, summed, plan, entropy=entropy))
 
     # Once a round. Everything but the perceptual release is public.
     perceptual = None
-    if first_step > 0 and plan.perceptual_releases:  # charged as "perceptual features"
+    if first_step > 0 and plan.perceptual_releases:  # charged as PERCEPTUAL_FEATURES
         perceptual = release_features(discriminator, cohort, plan, entropy)
     with torch.no_grad():
         public = _public(plan, public_stream, first_step, "watch")
@@ -141,7 +138,7 @@ def train_round(
             row_loss,
             clip_norm=privacy.clip_norm,
             physical_rows=training.physical_rows,
-            grid_step=grid_step(privacy.clip_norm * privacy.noise_multiplier),
+            grid_step=grid_step(DISCRIMINATOR_STEPS.noise_std(plan)),
         )
         noised = add_noise(step, summed)
         del reals, rows, summed
@@ -214,7 +211,7 @@ def step_discriminator(
     Args:
         discriminator: changed in place.
         optimizer: of the discriminator.
-        noised: by parameter name, from `noised_sum`.
+        noised: by parameter name, from `release_step`.
         fakes: float (F, planes, h, w), those of the step; the gradient penalty is taken at them where the plan says so.
         fake_labels: int64 (F,).
         plan: denominator, penalty, and the bound on a WGAN critic's weights.

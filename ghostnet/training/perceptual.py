@@ -1,7 +1,7 @@
 """Perceptual matching: the generator is held to mean features of real images under a discriminator, released once.
 
 At the start of a round each hospital freezes a copy of its discriminator and releases, under noise, one sum over its
-patients of the copy's features; the charge is an event of its own in `claim.plan_events`. From then on the generator
+patients of the copy's features; it is a statistic of its own in the catalogue. From then on the generator
 is drawn to those means through the same copy: post-processing, as is the copy, which learned under DP-SGD.
 
 The vector of one image with label y is one_hot(y) (x) [a f, c] with a^2 + c^2 = 1: f are the channel means of every
@@ -24,14 +24,15 @@ from functools import partial
 import torch
 from torch import nn
 
+from ghostnet.accounting.catalogue import PERCEPTUAL_FEATURES
 from ghostnet.plan import Plan
 from ghostnet.privacy.blocks import row_by_row, shapes_of, with_random_weights
 from ghostnet.privacy.mechanism import choose_rows
 from ghostnet.privacy.noise import Entropy
-from ghostnet.privacy.releases import noisy_sum
 from ghostnet.training.class_release import FEATURE_WEIGHT, iter_patient_blocks, means_of, with_mass
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.losses import class_distance
+from ghostnet.training.release import release_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +94,12 @@ def noised_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: En
 
     Guarantee:
         Unit: patient, add/remove one. Sensitivity: 1: a patient's vector is a mean of vectors of norm 1, and a function
-        of that patient's images and of public numbers alone, to the bit (privacy/blocks.py). One Gaussian release with
-        `training.perceptual_noise_multiplier`, charged as `perceptual features` in `plan_events`.
+        of that patient's images and of public numbers alone, to the bit (privacy/blocks.py). One Gaussian release,
+        charged as `catalogue.PERCEPTUAL_FEATURES`.
         Assumes: the discriminator was released, or comes from releases, before.
     """
-    return noisy_sum(
-        _patient_features(snapshot, cohort, plan, entropy),
-        norm_bound=1.0,
-        noise_multiplier=plan.training.perceptual_noise_multiplier,
-        entropy=entropy,
-    )
+    vectors = _patient_features(snapshot, cohort, plan, entropy)
+    return release_vectors(PERCEPTUAL_FEATURES, vectors, plan, entropy=entropy)
 
 
 def perceptual_loss(images: torch.Tensor, labels: torch.Tensor, target: PerceptualTarget) -> torch.Tensor:

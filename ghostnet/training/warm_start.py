@@ -1,7 +1,7 @@
 """Round 0: random-feature embeddings that hospitals release once, and a generator fitted to them.
 
 Each patient contributes one vector of norm at most 1; a hospital releases the noisy sum of them
-(`privacy.releases.noisy_sum`); everything after that is post-processing. The vector of one image with label y is
+(`catalogue.WARM_START`); everything after that is post-processing. The vector of one image with label y is
 
     one_hot(y)  (x)  [ a phi(x),  b x / sqrt(pixels),  c ]        a^2 + b^2 + c^2 = 1
 
@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from ghostnet.accounting.catalogue import warm_start_length
 from ghostnet.errors import FederationError
 from ghostnet.plan import Plan
 from ghostnet.privacy.blocks import row_by_row
@@ -48,7 +49,7 @@ BLOCK_NUMBERS = 1 << 23  # of vectors in memory at once, at least one patient's:
 
 def embedding_size(plan: Plan) -> int:
     """Length of a patient's vector, and of a release."""
-    return len(plan.image.labels) * _block_size(plan)
+    return warm_start_length(plan)
 
 
 def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -264,7 +265,7 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
 
 
 def _block_size(plan: Plan) -> int:
-    return plan.warm_start.features + plan.planes * plan.warm_start.feature_size**2 + 1
+    return embedding_size(plan) // len(plan.image.labels)
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from client.audited import HOSPITAL
+from ghostnet.accounting.catalogue import Statistic
 from ghostnet.accounting.events import Event, GaussianRelease
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.audit.every_release import Build
@@ -28,7 +29,12 @@ BATCH = 64  # what a wrong loop takes for its batch size
 
 
 def loop_with(**replaced: object) -> Any:
-    """The hospital's loop, line by line, with other functions under the given names wherever its module uses them."""
+    """The hospital's loop, line by line, with other functions under the given names wherever its module uses them.
+
+    One under the name `noised_sum` is called with the numbers that the catalogue and the plan give.
+    """
+    if "noised_sum" in replaced:
+        replaced["release_step"] = _with_noise_of(replaced.pop("noised_sum"))
     unknown = replaced.keys() - vars(loop).keys()
     if unknown:
         raise LookupError(f"ghostnet.training.loop has no {unknown}; the planted bug would do nothing")
@@ -39,6 +45,14 @@ def loop_with(**replaced: object) -> Any:
             names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
             names[name].__kwdefaults__ = function.__kwdefaults__
     return names["train_round"]
+
+
+def _with_noise_of(noised: Any) -> Callable[..., dict[str, Tensor]]:
+    def release(statistic: Statistic, summed: dict[str, Tensor], plan: Plan, *, entropy: Entropy) -> Any:
+        sizes = {"clip_norm": statistic.norm_bound(plan), "noise_multiplier": statistic.noise_multiplier(plan)}
+        return noised(summed, **sizes, entropy=entropy)
+
+    return release
 
 
 def scaled_noise(factor: float) -> Callable[..., dict[str, Tensor]]:

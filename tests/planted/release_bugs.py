@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import client.site
 from client.audited import HOSPITAL
 from client.site import Site
+from ghostnet.accounting.catalogue import Statistic
 from ghostnet.accounting.events import Event
 from ghostnet.audit import canaries, contributions, every_release, post_processing, releases
 from ghostnet.audit.every_release import Build
@@ -35,7 +36,7 @@ from ghostnet.privacy.blocks import Block
 from ghostnet.privacy.mechanism import PatientGradients, RowLoss, Rows, noised_sum
 from ghostnet.privacy.noise import Entropy, add_gaussian
 from ghostnet.privacy.penalised import PenalisedGradients
-from ghostnet.training import perceptual, warm_start
+from ghostnet.training import perceptual, release, warm_start
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import patient_gradients
 from ghostnet.utility import classification, classifier
@@ -300,14 +301,14 @@ def share_repeats_its_noise() -> Iterator[None]:
         noise[half : 2 * half] = noise[:half]
         return value + noise
 
-    with mock.patch.object(pooled, "add_gaussian_steps", add):
+    with mock.patch.object(release, "add_gaussian_steps", add):
         yield
 
 
 @contextmanager
 def share_without_noise() -> Iterator[None]:
     """The noise is left to the other hospitals."""
-    with mock.patch.object(pooled, "add_gaussian_steps", lambda value, **_: value):
+    with mock.patch.object(release, "add_gaussian_steps", lambda value, **_: value):
         yield
 
 
@@ -323,7 +324,7 @@ def noise_over_hospitals() -> Iterator[None]:
         grid = noise_module.from_grid(torch.ones(1, dtype=torch.int64), std=std)
         return value + (scaled * float(unit / grid)).round().long()
 
-    with mock.patch.object(pooled, "add_gaussian_steps", less):
+    with mock.patch.object(release, "add_gaussian_steps", less):
         yield
 
 
@@ -347,7 +348,7 @@ def pooled_steps_remember() -> Iterator[None]:
         kept.append(value.clone())
         return right(value + last, **named)
 
-    with mock.patch.object(pooled, "add_gaussian_steps", remembers):
+    with mock.patch.object(release, "add_gaussian_steps", remembers):
         yield
 
 
@@ -634,7 +635,7 @@ def images_counted_many_times() -> Iterator[None]:
 @contextmanager
 def features_of_norm_two() -> Iterator[None]:
     """The perceptual release bounds a patient by 2, and adds the noise of 1."""
-    noisy_sum, features = perceptual.noisy_sum, perceptual._patient_features
+    noisy_sum, features = release.noisy_sum, perceptual._patient_features
 
     def wider(vectors: Iterator[Tensor], *, norm_bound: float, noise_multiplier: float, entropy: Entropy) -> Tensor:
         return noisy_sum(vectors, norm_bound=2 * norm_bound, noise_multiplier=noise_multiplier / 2, entropy=entropy)
@@ -642,7 +643,7 @@ def features_of_norm_two() -> Iterator[None]:
     def doubled(*arguments: Any) -> Iterator[Tensor]:
         yield from (2 * block for block in features(*arguments))
 
-    with mock.patch.object(perceptual, "noisy_sum", wider), mock.patch.object(perceptual, "_patient_features", doubled):
+    with mock.patch.object(release, "noisy_sum", wider), mock.patch.object(perceptual, "_patient_features", doubled):
         yield
 
 
@@ -671,15 +672,17 @@ def noise_of_another_table(request: str, table: str) -> Iterator[None]:
         request: method of the site.
         table: of the plan, whose noise multiplier is used.
     """
-    right = client.site.releases.noisy_sum
+    right = client.site.release_vectors
     right_loop, right_share = client.site.train_round, client.site.pooled.noised_share
     method = getattr(Site, request)
 
     def wrong(self: Site, plan: Plan, *arguments: Any) -> Any:
         other = getattr(plan, table).noise_multiplier
 
-        def summed(vectors: Any, *, noise_multiplier: float, **named: Any) -> Tensor:
-            return right(vectors, noise_multiplier=other, **named)
+        def summed(statistic: Statistic, vectors: Any, own: Plan, **named: Any) -> Tensor:
+            key, _, name = statistic.noise_key.partition(".")
+            changed = dataclasses.replace(getattr(own, key), **{name: other})
+            return right(statistic, vectors, dataclasses.replace(own, **{key: changed}), **named)
 
         def loop(*given: Any, **named: Any) -> None:
             *networks, own = given
@@ -689,7 +692,7 @@ def noise_of_another_table(request: str, table: str) -> Iterator[None]:
             return right_share(network, cohort, _with_noise(own, other), **named)
 
         with (
-            mock.patch.object(client.site.releases, "noisy_sum", summed),
+            mock.patch.object(client.site, "release_vectors", summed),
             mock.patch.object(client.site, "train_round", loop),
             mock.patch.object(client.site.pooled, "noised_share", share),
         ):

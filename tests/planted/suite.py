@@ -14,7 +14,7 @@ from pathlib import Path
 from client.audited import HOSPITAL as HOSPITAL_BUILD
 from ghostnet.audit.every_release import Build
 from ghostnet.audit.findings import Finding
-from tests.planted import audit_builds, hospital_bugs, later_bugs, release_bugs
+from tests.planted import audit_builds, catalogue_bugs, hospital_bugs, later_bugs, release_bugs
 from tests.planted import mechanism_bugs as bugs
 from tests.planted import mechanism_checks as checks
 from tests.planted.hospital_bugs import of_build, under
@@ -71,6 +71,8 @@ ASKED = (
     "perceptual release with sensitivity 2",
     "utility counts with images counted fully",
     "pooled share without noise",
+    "statistic that is not in the catalogue",
+    "statistic charged with another noise",
 )
 """The bugs that the project promised to catch. A name goes only with the promise."""
 
@@ -387,7 +389,25 @@ RELEASES = (
     ),
 )
 
-EVERY_RELEASE = (*NOISE, *BATCHES, *RELEASES)
+CATALOGUE = (
+    *(
+        planted(bug, "only catalogued statistics", catalogue_bugs.check_only_catalogued, under=under)
+        for bug, under in (
+            ("statistic that is not in the catalogue", catalogue_bugs.class_counts_with_a_statistic_of_their_own),
+            ("statistic noised without the catalogue", catalogue_bugs.class_counts_with_noise_of_their_own),
+            ("request that the catalogue does not name", catalogue_bugs.answers_another_request),
+        )
+    ),
+    *(
+        planted(bug, "noise drawn as accounted", _drawn, under=under)
+        for bug, under in (
+            ("statistic charged with another noise", catalogue_bugs.charged_with_more_noise),
+            ("statistic noised with less than charged", catalogue_bugs.noised_with_less),
+        )
+    ),
+)
+
+EVERY_RELEASE = (*NOISE, *BATCHES, *RELEASES, *CATALOGUE)
 """Caught by the part of the audit that looks at every kind of step and every release."""
 
 SUITE = (*MECHANISM, *ACCOUNTING, *HOSPITAL, *EVERY_RELEASE)

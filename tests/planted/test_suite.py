@@ -24,7 +24,8 @@ remainders of a batch in dcgan, remainders of a batch in keras28, remainders of 
 warm start in long batches, utility counts in long batches, perceptual features in long batches,
 classifier in training mode,
 warm start with the noise of another table, warm start without clip, warm start with images counted fully,
-perceptual release with sensitivity 2, utility counts with images counted fully, pooled share without noise
+perceptual release with sensitivity 2, utility counts with images counted fully, pooled share without noise,
+statistic that is not in the catalogue, statistic charged with another noise
 """
 
 

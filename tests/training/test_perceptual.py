@@ -48,11 +48,11 @@ def test_no_image_has_a_vector_longer_than_1_in_any_network(architecture):
 def test_one_patient_more_moves_the_released_sum_by_at_most_1(monkeypatch):
     plan, seen = network_plan("dcgan", training=ON), []
 
-    def bare_sum(vectors, **_):
+    def bare_sum(_statistic, vectors, *_, **__):
         seen.append(torch.cat(list(vectors)))
         return seen[-1].sum(0)
 
-    monkeypatch.setattr(perceptual, "noisy_sum", bare_sum)
+    monkeypatch.setattr(perceptual, "release_vectors", bare_sum)
     discriminator, data = build_discriminator(plan.networks), cohort()
     release_features(discriminator, data, plan, SeededEntropy(0))
     (vectors,) = seen
