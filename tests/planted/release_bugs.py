@@ -563,7 +563,7 @@ def rows_in_long_batches() -> Iterator[None]:
         mock.patch.object(classifier, "row_by_row", batches),
         mock.patch.object(perceptual, "row_by_row", batches),
         mock.patch.object(warm_start, "row_by_row", batches),
-        mock.patch.object(warm_start, "_embed_in_float64", lambda *given, **named: embed(*given, **named).double()),
+        mock.patch.object(warm_start, "_embed_in_float64", lambda images, plan, device: embed(images, plan).double()),
     ):
         yield
 
@@ -613,8 +613,8 @@ def images_counted_fully() -> Iterator[None]:
     """The warm start takes one vector an image."""
     right = warm_start.iter_patient_embeddings
 
-    def embeddings(cohort: Cohort, plan: Plan) -> Iterator[Tensor]:
-        yield from right(each_image_a_patient(cohort), plan)
+    def embeddings(cohort: Cohort, *arguments: Any) -> Iterator[Tensor]:
+        yield from right(each_image_a_patient(cohort), *arguments)
 
     with mock.patch.object(client.site.warm_start, "iter_patient_embeddings", embeddings):
         yield
