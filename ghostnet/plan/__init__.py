@@ -1,6 +1,5 @@
 from ghostnet.plan.load import load_plan, parse_plan, plan_from_dict
 from ghostnet.plan.spec import (
-    LATER_OPTIONS,
     LEAST_BANDWIDTH,
     MOST_BANDWIDTH,
     FederationSpec,
@@ -20,7 +19,6 @@ __all__ = [
     "FederationSpec",
     "GradientPenalty",
     "ImageSpec",
-    "LATER_OPTIONS",
     "LEAST_BANDWIDTH",
     "Loss",
     "MOST_BANDWIDTH",

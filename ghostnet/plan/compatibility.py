@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from ghostnet.errors import PlanError
 from ghostnet.models import REGISTRY, Architecture, architecture
 from ghostnet.plan.spec import Plan
-from ghostnet.plan.toml import check_number
 
 
 def check_networks(plan: Plan, source: str) -> None:
@@ -19,7 +18,6 @@ def check_networks(plan: Plan, source: str) -> None:
     Raises:
         PlanError: the first thing that is wrong.
     """
-    _check_ranges(plan, source)
     record = architecture(plan.model.architecture)
     for fault in (
         *_size_faults(plan, record),
@@ -28,22 +26,6 @@ def check_networks(plan: Plan, source: str) -> None:
         *_release_faults(plan),
     ):
         raise PlanError(f"{fault} (in {source})")
-
-
-def _check_ranges(plan: Plan, source: str) -> None:
-    training = plan.training
-    for name, bounds in {
-        "model.truncation": {"low": 0, "high": 1},
-        "training.discriminator_steps_most": {"low": 0, "high": 1_000_000},
-        "training.fakes_accuracy": {"low": 0, "high": 1},
-        "training.gradient_penalty_weight": {"above": 0, "high": 1e6},
-        "training.weight_clip": {"above": 0, "high": 100},
-        "training.perceptual_weight": {"low": 0, "high": 1e9},
-        "training.perceptual_noise_multiplier": {"low": 0},
-    }.items():
-        table, _, key = name.partition(".")
-        value = getattr(plan.model if table == "model" else training, key)
-        check_number(value, key=name, source=source, error=PlanError, **bounds)  # type: ignore[arg-type]
 
 
 def _size_faults(plan: Plan, record: Architecture) -> Iterator[str]:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from ghostnet.errors import PlanError
+from ghostnet.plan.keys import Number, key
 from ghostnet.plan.toml import check_number
 
 Share = Literal["generator", "gan", "pooled"]
@@ -20,6 +21,15 @@ MOST_POOLED_STEPS = 20_000  # each is a request of its own in every ledger
 MOST_POOLED_HOSPITALS = 100  # each masks with every other one
 LEAST_OF_A_MEDIAN = 3  # the median of two is their mean
 
+WEIGHTS_SCHEMA = {
+    "anyOf": [
+        {"const": "equal"},
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}},
+    ],
+    "default": "equal",
+}
+"""The forms that a file gives; a plan that was written out has a sorted list."""
+
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -27,26 +37,64 @@ _NAME = re.compile(r"[a-z0-9-]{1,32}")
 class HospitalWeight:
     """One hospital's public weight: agreed on beforehand, never counted from its patients."""
 
-    hospital: str
-    weight: float
+    hospital: Annotated[str, key("The hospital's name.")]
+    weight: Annotated[float, key("Its weight in the mean.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FederationSpec:
     """How the hospitals work together."""
 
-    rounds: int = 2  # Flower rounds of adversarial training; 0 = warm start only; pooled: parts that steps come in
-    share: Share = "generator"  # what leaves: "generator", "gan" (discriminators too), "pooled" (masked noised sums)
-    hospitals: int = 0  # pooled: exactly so many, each adding 1/hospitals of the noise's variance; 0 in other modes
-    server_optimizer: ServerOptimizer = "fedavg"
-    server_learning_rate: float = 1.0  # fedavgm: 1 takes the whole mean step; fedadam: size of a step of every weight
-    server_momentum: float = 0.9  # fedavgm, fedadam
-    trim: float = 0.2  # trimmed-mean: share of the hospitals cut off at each end, for every weight by itself
-    weights: tuple[HospitalWeight, ...] = ()  # PUBLIC weight of each hospital in the mean; () = all weigh the same
-    patients: int  # PUBLIC nominal number of training patients a hospital: every denominator comes from it
-    hospitals_per_patient: int = 1  # PUBLIC bound on the hospitals that may hold the same patient
-    min_hospitals: int = 1  # a round with fewer replies is not averaged
-    round_timeout_s: float = 3600.0
+    rounds: Annotated[
+        int,
+        key(
+            "Flower rounds of adversarial training; 0 is the warm start only; pooled: parts that steps come in.",
+            ge=0,
+            le=10_000,
+        ),
+    ] = 2
+    share: Annotated[
+        Share, key('What leaves a hospital: "generator", "gan" (discriminators too) or "pooled" (masked noised sums).')
+    ] = "generator"
+    hospitals: Annotated[
+        int,
+        key(
+            "Pooled: exactly so many, each adding 1/hospitals of the noise's variance; 0 in other modes.",
+            ge=0,
+            le=MOST_POOLED_HOSPITALS,
+        ),
+    ] = 0
+    server_optimizer: Annotated[ServerOptimizer, key("How the server combines what the hospitals send.")] = "fedavg"
+    server_learning_rate: Annotated[
+        Number, key("fedavgm: 1 takes the whole mean step; fedadam: size of a step of every weight.", gt=0, le=10)
+    ] = 1.0
+    server_momentum: Annotated[Number, key("fedavgm, fedadam: decay of the mean step.", ge=0, lt=1)] = 0.9
+    trim: Annotated[
+        Number,
+        key("trimmed-mean: share of the hospitals cut off at each end, for every weight by itself.", ge=0, lt=0.5),
+    ] = 0.2
+    weights: Annotated[
+        tuple[HospitalWeight, ...],
+        key(
+            'PUBLIC weight of each hospital in the mean, > 0 and <= 1e6: name = weight; or "equal".',
+            schema=WEIGHTS_SCHEMA,
+        ),
+    ] = ()
+    patients: Annotated[
+        int,
+        key(
+            "PUBLIC nominal number of training patients a hospital: every denominator comes from it.",
+            ge=1,
+            le=100_000_000,
+            unit="patients",
+            example=1000,
+        ),
+    ]
+    hospitals_per_patient: Annotated[
+        int, key("PUBLIC bound on the hospitals that may hold the same patient.", ge=1, le=100)
+    ] = 1
+    min_hospitals: Annotated[int, key("A round with fewer replies is not averaged.", ge=1, le=100_000)] = 1
+    round_timeout_s: Annotated[Number, key("Longest wait for the replies of a round.", gt=0, unit="seconds")] = 3600.0
 
     @property
     def is_pooled(self) -> bool:
@@ -82,7 +130,7 @@ def read_weights(raw: object) -> object:
 
 
 def check_federation(federation: FederationSpec, *, steps: int, perceptual: bool, source: str) -> None:
-    """Refuses values out of range, and combinations that would not do what they say.
+    """Refuses combinations that would not do what they say.
 
     Args:
         federation: the table.
@@ -93,15 +141,6 @@ def check_federation(federation: FederationSpec, *, steps: int, perceptual: bool
     Raises:
         PlanError: names the key.
     """
-    check = partial(check_number, source=source, error=PlanError)
-    check(federation.rounds, key="federation.rounds", low=0, high=10_000)
-    check(federation.patients, key="federation.patients", low=1, high=100_000_000)
-    check(federation.hospitals_per_patient, key="federation.hospitals_per_patient", low=1, high=100)
-    check(federation.min_hospitals, key="federation.min_hospitals", low=1, high=100_000)
-    check(federation.round_timeout_s, key="federation.round_timeout_s", above=0)
-    check(federation.server_learning_rate, key="federation.server_learning_rate", above=0, high=10)
-    check(federation.server_momentum, key="federation.server_momentum", low=0, below=1)
-    check(federation.trim, key="federation.trim", low=0, below=0.5)
     _check_pooled(federation, steps, source)
     if federation.is_pooled and perceptual:
         raise PlanError(

@@ -11,10 +11,13 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ghostnet.models import REGISTRY, ArchitectureName, NetworkSizes, Norm, PixelRange, architecture
 from ghostnet.plan.federation import FederationSpec
+from ghostnet.plan.keys import Number, key
 
 GradientPenalty = Literal["auto", "none", "fakes", "patient"]
 Loss = Literal["non-saturating", "hinge", "wasserstein"]
@@ -23,142 +26,216 @@ Unit = Literal["patient", "image"]
 
 LEAST_BANDWIDTH, MOST_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
 
-LATER_OPTIONS = frozenset(
-    {
-        "image.released_prior",
-        "model.truncation",
-        "privacy.unit",
-        "warm_start.more_bandwidths",
-        "warm_start.public",
-        "warm_start.shrink_classes",
-        "training.discriminator_steps_most",
-        "training.fakes_accuracy",
-        "training.gradient_penalty",
-        "training.gradient_penalty_weight",
-        "training.weight_clip",
-        "training.detail_weight",
-        "training.perceptual_weight",
-        "training.perceptual_noise_multiplier",
-        "federation.hospitals",
-        "federation.server_optimizer",
-        "federation.server_learning_rate",
-        "federation.server_momentum",
-        "federation.trim",
-        "federation.weights",
-    }
-)
-"""Options that a plan's hash leaves out at their defaults: plans from before them keep their hashes."""
+PLAN_FORMAT = 1
+"""Part of every plan's hash; raised when a key changes its meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """What one training image is."""
 
-    size: int  # pixels a side after preprocessing: 28, 32, 64 or 128, of those that the architecture draws
-    channels: int = 1  # 1 grey, 3 colour
-    range: PixelRange = "[-1,1]"  # training range of the pixels
-    labels: tuple[str, ...]  # names of the classes, in the order of their integer labels
-    label_prior: tuple[float, ...]  # PUBLIC share of each class among the fakes; sums to 1
-    released_prior: bool = False  # after the warm start, the class shares that it releases take the prior's place
-    mask_channels: int = 0  # extra channels the generator draws beside the image
-    denoise: Denoise = "auto"  # "auto" filters only the noise that is found
+    size: Annotated[
+        int,
+        key(
+            "Side of a training image after preprocessing, one that the architecture draws.",
+            ge=1,
+            le=4096,
+            unit="pixels",
+        ),
+    ]
+    channels: Annotated[Literal[1, 3], key("1 for grey, 3 for colour.")] = 1
+    range: Annotated[PixelRange, key("Range of the pixels in training.")] = "[-1,1]"
+    labels: Annotated[
+        tuple[str, ...],
+        key("Names of the classes, in the order of their integer labels.", example=["normal", "pneumonia"]),
+    ]
+    label_prior: Annotated[
+        tuple[Annotated[Number, Field(gt=0, le=1)], ...],
+        key("PUBLIC share of each class among the fakes; sums to 1.", example=[0.5, 0.5]),
+    ]
+    released_prior: Annotated[
+        bool, key("After the warm start, the class shares that it releases take the prior's place.")
+    ] = False
+    mask_channels: Annotated[int, key("Channels that the generator draws beside the image, as masks.", ge=0, le=8)] = 0
+    denoise: Annotated[Denoise, key('"auto" filters only the noise that is found; "none" filters nothing.')] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """The two networks."""
 
-    architecture: ArchitectureName = next(iter(REGISTRY))
-    latent: int = 100  # length of the generator's noise vector
-    generator_width: int = 64  # channels of the generator's widest-resolution hidden layer
-    discriminator_width: int = 64  # channels of the discriminator's first layer
-    discriminator_norm: Norm = "group"  # never "batch": it couples patients; "none" where a network has none
-    truncation: float = 1.0  # styles of the sampler drawn towards their mean, 1 = as they are, 0 = the mean
+    architecture: Annotated[ArchitectureName, key("The pair of networks.")] = next(iter(REGISTRY))
+    latent: Annotated[int, key("Length of the generator's noise vector.", ge=1, le=4096, unit="numbers")] = 100
+    generator_width: Annotated[
+        int, key("Channels of the generator's widest-resolution hidden layer.", ge=1, le=4096, unit="channels")
+    ] = 64
+    discriminator_width: Annotated[
+        int, key("Channels of the discriminator's first layer.", ge=1, le=4096, unit="channels")
+    ] = 64
+    discriminator_norm: Annotated[
+        Norm, key('Normalisation in the discriminator, none that couples patients; "none" where a network has none.')
+    ] = "group"
+    truncation: Annotated[
+        Number,
+        key("Styles of the sampler drawn towards their mean: 1 leaves them as they are, 0 is the mean.", ge=0, le=1),
+    ] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySpec:
     """The promise to each patient (or image, see `unit`), and the mechanism of the discriminator's steps."""
 
-    unit: Unit = "patient"  # who epsilon is about; "image" where the data names no patients: each image by itself
-    epsilon: float  # whole-run budget of one patient at one hospital
-    delta: float  # > 0 and < 1
-    clip_norm: float = 1.0  # C: bound on one patient's gradient
-    sampling_rate: float  # q: each patient joins a step with this probability
-    steps: int  # T: discriminator steps at a hospital over the whole run
-    noise_multiplier: float = 0.0  # sigma; 0 = calibrate it to epsilon
-    images_per_patient: int = 4  # m: at most this many of a sampled patient's images
-    views: int = 1  # K: augmented views of each of them, averaged before the clip
-    fakes: int = 32  # F: PUBLIC number of fakes in a step
+    unit: Annotated[
+        Unit, key('Who epsilon is about; "image" where the data names no patients: each image by itself.')
+    ] = "patient"
+    epsilon: Annotated[Number, key("Whole-run budget of one patient at one hospital.", gt=0, example=8.0)]
+    delta: Annotated[Number, key("At which epsilon is counted; well below 1 / patients.", gt=0, lt=1, example=1e-5)]
+    clip_norm: Annotated[
+        Number, key("C: bound on one patient's gradient. float32 norms are sound in this range.", ge=1e-3, le=1e3)
+    ] = 1.0
+    sampling_rate: Annotated[
+        Number, key("q: probability with which each patient joins a step.", gt=0, le=1, example=0.05)
+    ]
+    steps: Annotated[
+        int,
+        key(
+            "T: discriminator steps at a hospital over the whole run; 0 with rounds = 0: warm start only.",
+            ge=0,
+            le=10_000_000,
+            example=1000,
+        ),
+    ]
+    noise_multiplier: Annotated[
+        Number, key("sigma: standard deviation of a step's noise; 0 calibrates it to epsilon.", ge=0, unit="clip_norm")
+    ] = 0.0
+    images_per_patient: Annotated[
+        int, key("m: most of a sampled patient's images that a step takes.", ge=1, le=1000, unit="images")
+    ] = 4
+    views: Annotated[int, key("K: augmented views of each of them, averaged before the clip.", ge=1, le=64)] = 1
+    fakes: Annotated[int, key("F: PUBLIC number of fakes in a step.", ge=1, le=100_000, unit="images")] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStartSpec:
     """Round 0: one noisy sum of random-feature embeddings and mean images."""
 
-    noise_multiplier: float = 2.0  # of the Gaussian mechanism on a sum of norm <= 1 a patient; 0 = no warm start
-    public: str = ""  # NPZ of PUBLIC images to start from, beside the plan; or "procedural" phantoms; "" = none
-    features: int = 2000  # random Fourier features (cosines and sines together)
-    feature_size: int = 32  # pixels a side at which features are taken
-    bandwidth: float = 4.0  # kernel scale for images in [0,1]
-    more_bandwidths: tuple[float, ...] = ()  # further scales; the features are shared out among all of them
-    mean_image_weight: float = 0.3  # share of a patient's norm that goes to the mean image, in [0,1)
-    shrink_classes: bool = False  # draw each class to the mean of all, as far as noise explains their distance
-    detail_weight: float = 0.05  # penalty on detail finer than feature_size, of which the release says nothing
-    steps: int = 600  # generator steps that fit the released sum
-    batch: int = 200  # fakes a fitting step
-    learning_rate: float = 2e-3
+    noise_multiplier: Annotated[
+        Number, key("Of the Gaussian mechanism on a sum of norm <= 1 a patient; 0 switches the warm start off.", ge=0)
+    ] = 2.0
+    public: Annotated[
+        str,
+        key(
+            'NPZ of PUBLIC images to start from, beside the plan; "procedural" for drawn phantoms; "" for none.',
+            example="public.npz",
+        ),
+    ] = ""
+    features: Annotated[
+        int,
+        key("Random Fourier features, cosines and sines together: an even number.", ge=2, le=1_000_000, multiple_of=2),
+    ] = 2000
+    feature_size: Annotated[
+        int, key("Side at which features are taken; at most image.size.", ge=4, le=4096, unit="pixels")
+    ] = 32
+    bandwidth: Annotated[Number, key("Kernel scale for images in [0,1].", ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH)] = 4.0
+    more_bandwidths: Annotated[
+        tuple[Annotated[Number, Field(ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH)], ...],
+        key("Further scales; the features are shared out among all of them."),
+    ] = ()
+    mean_image_weight: Annotated[Number, key("Share of a patient's norm that goes to the mean image.", ge=0, lt=1)] = (
+        0.3
+    )
+    shrink_classes: Annotated[
+        bool, key("Draw each class to the mean of all, as far as noise explains their distance.")
+    ] = False
+    detail_weight: Annotated[
+        Number, key("Penalty on detail finer than feature_size, of which the release says nothing.", ge=0)
+    ] = 0.05
+    steps: Annotated[int, key("Generator steps that fit the released sum.", ge=1, le=1_000_000)] = 600
+    batch: Annotated[
+        int, key("Fakes of a fitting step; at least one of each class.", ge=1, le=100_000, unit="images")
+    ] = 200
+    learning_rate: Annotated[Number, key("Step size of the fit.", gt=0, le=1)] = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     """The adversarial steps."""
 
-    loss: Loss = "non-saturating"
-    learning_rate_generator: float = 2e-4
-    learning_rate_discriminator: float = 5e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    discriminator_steps: int = 5  # n_D: discriminator steps to one generator step; the least, where it adapts
-    discriminator_steps_most: int = 0  # n_D adapts up to this, by the discriminator's accuracy on fakes; 0 = fixed
-    fakes_accuracy: float = 0.6  # accuracy on fakes at which an adaptive n_D lets the generator step
-    gradient_penalty: GradientPenalty = "auto"  # at "fakes" (no cost) or each "patient"; auto = fakes where one belongs
-    gradient_penalty_weight: float = 10.0
-    weight_clip: float = 0.01  # where the critic is bounded by its weights: each stays within +- this
-    generator_delay: int = 0  # first discriminator steps of the run without a generator step
-    generator_batch: int = 64
-    ema: float = 0.95  # decay, per generator step, of the average that is sent
-    embedding_weight: float = 300.0  # weight of the released embedding in the generator's loss (feature matching)
-    detail_weight: float = 0.0  # penalty on detail finer than warm_start.feature_size in the generator's loss
-    perceptual_weight: float = 0.0  # weight of the released discriminator features in the generator's loss
-    perceptual_noise_multiplier: float = 0.0  # of that release, at the start of each round but the first; 0 = off
-    physical_rows: int = 128  # rows in memory at once in a private step; changes no result
+    loss: Annotated[Loss, key("The adversarial loss.")] = "non-saturating"
+    learning_rate_generator: Annotated[Number, key("Adam's step size for the generator.", gt=0, le=1)] = 2e-4
+    learning_rate_discriminator: Annotated[Number, key("Adam's step size for the discriminator.", gt=0, le=1)] = 5e-4
+    beta1: Annotated[Number, key("Adam's decay of the mean gradient, of both networks.", ge=0, lt=1)] = 0.5
+    beta2: Annotated[Number, key("Adam's decay of the mean squared gradient, of both networks.", ge=0, lt=1)] = 0.999
+    discriminator_steps: Annotated[
+        int, key("n_D: discriminator steps to one generator step; the least, where it adapts.", ge=1, le=1_000_000)
+    ] = 5
+    discriminator_steps_most: Annotated[
+        int,
+        key("n_D adapts up to this, by the discriminator's accuracy on fakes; 0 keeps it fixed.", ge=0, le=1_000_000),
+    ] = 0
+    fakes_accuracy: Annotated[
+        Number, key("Accuracy on fakes at which an adaptive n_D lets the generator step.", ge=0, le=1)
+    ] = 0.6
+    gradient_penalty: Annotated[
+        GradientPenalty,
+        key('At "fakes" (no privacy cost) or each "patient"; "auto" is at fakes where the architecture has a penalty.'),
+    ] = "auto"
+    gradient_penalty_weight: Annotated[Number, key("Weight of the gradient penalty.", gt=0, le=1e6)] = 10.0
+    weight_clip: Annotated[
+        Number, key("Where the critic is bounded by its weights: each stays within +- this.", gt=0, le=100)
+    ] = 0.01
+    generator_delay: Annotated[int, key("First discriminator steps of the run without a generator step.", ge=0)] = 0
+    generator_batch: Annotated[int, key("Fakes of a generator step.", ge=1, le=1_000_000, unit="images")] = 64
+    ema: Annotated[Number, key("Decay, per generator step, of the average that is sent.", ge=0, lt=1)] = 0.95
+    embedding_weight: Annotated[
+        Number, key("Weight of the released embedding in the generator's loss (feature matching).", ge=0)
+    ] = 300.0
+    detail_weight: Annotated[
+        Number, key("Penalty on detail finer than warm_start.feature_size in the generator's loss.", ge=0)
+    ] = 0.0
+    perceptual_weight: Annotated[
+        Number, key("Weight of the released discriminator features in the generator's loss.", ge=0, le=1e9)
+    ] = 0.0
+    perceptual_noise_multiplier: Annotated[
+        Number, key("Of that release, at the start of each round but the first; 0 switches it off.", ge=0)
+    ] = 0.0
+    physical_rows: Annotated[
+        int, key("Rows in memory at once in a private step; changes no result.", ge=1, le=1_000_000, unit="rows")
+    ] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class UtilitySpec:
     """Train on synthetic, test on real: what the report may say about usefulness."""
 
-    noise_multiplier: float = 3.0  # of the Gaussian mechanism on one patient's counts; 0 = no utility figures
-    bins: int = 10  # score bins of the released counts
-    synthetic_images: int = 4000  # images the classifier is trained on
-    classifier_steps: int = 600
-    real_reference: bool = False  # simulation only: also print a classifier trained on the real data
+    noise_multiplier: Annotated[
+        Number, key("Of the Gaussian mechanism on one patient's counts; 0: no utility figures.", ge=0)
+    ] = 3.0
+    bins: Annotated[int, key("Score bins of the released counts.", ge=2, le=1000)] = 10
+    synthetic_images: Annotated[
+        int, key("Images that the classifier is trained on; at least one of each class.", ge=1, unit="images")
+    ] = 4000
+    classifier_steps: Annotated[int, key("Training steps of the classifier.", ge=1)] = 600
+    real_reference: Annotated[bool, key("Simulation only: also print a classifier trained on the real data.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything a federation agrees on. All of it is public."""
 
-    name: str
-    seed: int = 0  # public randomness only (initial weights, random features); never noise or sampling
-    image: ImageSpec
-    model: ModelSpec = field(default_factory=ModelSpec)
-    privacy: PrivacySpec
-    warm_start: WarmStartSpec = field(default_factory=WarmStartSpec)
-    training: TrainingSpec = field(default_factory=TrainingSpec)
-    federation: FederationSpec
-    utility: UtilitySpec = field(default_factory=UtilitySpec)
+    name: Annotated[str, key("The plan's name.", example="chest")]
+    seed: Annotated[int, key("PUBLIC randomness only (initial weights, random features); never noise or sampling.")] = 0
+    image: Annotated[ImageSpec, key("What one training image is.")]
+    model: Annotated[ModelSpec, key("The two networks.")] = field(default_factory=ModelSpec)
+    privacy: Annotated[PrivacySpec, key("The promise to each patient, and the mechanism of the discriminator's steps.")]
+    warm_start: Annotated[
+        WarmStartSpec, key("Round 0: one noisy sum of random-feature embeddings and mean images.")
+    ] = field(default_factory=WarmStartSpec)
+    training: Annotated[TrainingSpec, key("The adversarial steps.")] = field(default_factory=TrainingSpec)
+    federation: Annotated[FederationSpec, key("How the hospitals work together.")]
+    utility: Annotated[
+        UtilitySpec, key("Train on synthetic, test on real: what the report may say about usefulness.")
+    ] = field(default_factory=UtilitySpec)
 
     @property
     def public_denominator(self) -> float:
@@ -197,18 +274,14 @@ class Plan:
         return self.privacy.steps * server_round // self.federation.rounds - done
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers, as in the TOML file; without `LATER_OPTIONS` that are at their defaults."""
+        """Every key of the plan as plain dicts, lists and numbers, as in the TOML file."""
         tables: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for option in LATER_OPTIONS:
-            table, _, name = option.partition(".")
-            spec = getattr(self, table)
-            if getattr(spec, name) == type(spec).__dataclass_fields__[name].default:
-                del tables[table][name]
         return tables
 
     def hash(self) -> str:
-        """SHA-256, in hex, of the canonical JSON form."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """SHA-256, in hex, of the canonical JSON form of every key and the format's number."""
+        document = {"format": PLAN_FORMAT, "plan": self.to_dict()}
+        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def network_sizes(image: ImageSpec, model: ModelSpec, *, seed: int = 0) -> NetworkSizes:

@@ -1,4 +1,4 @@
-"""TOML tables to frozen dataclasses: the one place where configuration is read.
+"""TOML tables to frozen dataclasses, by pydantic: the one place where configuration is read.
 
 Unknown key, missing key, wrong type, NaN, infinity and a bool where a number belongs are errors that name the key.
 """
@@ -6,14 +6,25 @@ Unknown key, missing key, wrong type, NaN, infinity and a bool where a number be
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import math
-import types
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from ghostnet.errors import GhostNetError
+from ghostnet.plan.keys import allowed, bare, found_at, type_words
 
 T = TypeVar("T")
+
+_UNKNOWN = "unexpected_keyword_argument"
+_OUT_OF_RANGE = (
+    "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"
+)  # fmt: skip
+_SHOWN = 200  # characters of a value in a message
 
 
 def read_table(cls: type[T], raw: object, *, source: str, error: type[GhostNetError], prefix: str = "") -> T:
@@ -29,22 +40,13 @@ def read_table(cls: type[T], raw: object, *, source: str, error: type[GhostNetEr
     Raises:
         GhostNetError: of class `error`, naming the key.
     """
-    if not isinstance(raw, dict):
-        raise error(f"{source}: [{prefix}] = {raw!r} is not a table")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
-    for key in raw:
-        if key not in fields:
-            known = ", ".join(fields)
-            raise error(f"{source}: unknown key {_dotted(prefix, key)}; [{prefix or 'top level'}] knows: {known}")
-    values: dict[str, Any] = {}
-    for name, spec in fields.items():
-        key = _dotted(prefix, name)
-        if name in raw:
-            values[name] = _convert(raw[name], hints[name], key=key, source=source, error=error)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise error(f"{source}: key {key} is missing; add it")
-    return cls(**values)
+    try:
+        return _reader(cls).validate_json(json.dumps(raw, default=_no_value), strict=True, extra="forbid")
+    except ValidationError as refused:
+        faults = refused.errors(include_url=False, include_context=False)
+    # A misspelled key is said before the one that is missing for it.
+    first = next((fault for fault in faults if fault["type"] == _UNKNOWN), faults[0])
+    raise error(_message(cls, first, source=source, prefix=prefix))
 
 
 def check_number(
@@ -70,41 +72,58 @@ def check_number(
         raise error(f"{key} = {value:g} is not a finite number {expected}; set {where} in {source}")
 
 
-def _dotted(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+@cache
+def _reader(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
 
 
-def _convert(value: Any, hint: Any, *, key: str, source: str, error: type[GhostNetError]) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return read_table(hint, value, source=source, error=error, prefix=key)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value in args and type(value) in {type(a) for a in args}:
-            return value
-        raise error(f"{source}: {key} = {value!r} is not one of {', '.join(map(repr, args))}")
-    if origin in (Union, types.UnionType):
-        inner = next(a for a in args if a is not type(None))
-        return _convert(value, inner, key=key, source=source, error=error)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise error(f"{source}: {key} = {value!r} is not a list")
-        return tuple(_convert(v, args[0], key=f"{key}[{i}]", source=source, error=error) for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise error(f"{source}: {key} = {value!r} is not a table")
-        return {k: _convert(v, args[1], key=_dotted(key, k), source=source, error=error) for k, v in value.items()}
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint in (str, bool) and isinstance(value, hint):
-        return value
-    raise error(f"{source}: {key} = {value!r} is not {_name(hint)}")
+def _no_value(value: object) -> object:
+    """A date of TOML, in a form that no key takes: no key is a date."""
+    return [[str(value)]]
 
 
-def _name(hint: Any) -> str:
-    return {float: "a number", int: "a whole number", str: "a text", bool: "true or false", Path: "a path"}.get(
-        hint, str(hint)
-    )
+def _message(cls: type[Any], fault: ErrorDetails, *, source: str, prefix: str) -> str:
+    """What was given, what was expected, and what to do."""
+    kind, place, value = fault["type"], fault["loc"], _shown(fault["input"])
+    key = _dotted(prefix, place)
+    if kind == _UNKNOWN:
+        return f"{source}: unknown key {key}; {_nearest(cls, place, prefix)}"
+    if kind == "missing":
+        return f"{source}: key {key} is missing; add it"
+    if kind in ("dataclass_type", "dict_type"):
+        return f"{source}: [{key}] = {value} is not a table; write its keys below a line [{key}]"
+    if kind == "tuple_type":
+        return f"{source}: {key} = {value} is not a list; put it in [ ]"
+    info = found_at(cls, place)
+    expected = "" if info is None else allowed(info)
+    if kind == "literal_error":
+        return f"{source}: {key} = {value} is not one of {expected}; change it"
+    if expected and kind in _OUT_OF_RANGE:
+        table, _, name = key.rpartition(".")
+        where = f"[{table}].{name}" if table else name
+        return f"{key} = {value} is not a finite number {expected}; set {where} in {source}"
+    wanted = fault["msg"] if info is None else f"not {type_words(info.annotation)}"
+    return f"{source}: {key} = {value} is {wanted}; change it"
+
+
+def _nearest(cls: type[Any], place: tuple[int | str, ...], prefix: str) -> str:
+    """The known key that is most like an unknown one, and all others of its table."""
+    *tables, name = place
+    info = found_at(cls, tuple(tables))
+    inner = cls if info is None else bare(info.annotation)
+    known = [spec.name for spec in dataclasses.fields(inner)]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    asked = f"did you mean {near[0]}? " if near else ""
+    return f"{asked}[{_dotted(prefix, tuple(tables)) or 'top level'}] knows: {', '.join(known)}"
+
+
+def _dotted(prefix: str, place: tuple[int | str, ...]) -> str:
+    key = prefix
+    for part in place:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
