@@ -9,11 +9,11 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from ghostnet.errors import GhostNetError
 from ghostnet.plan.keys import allowed, bare, found_at, type_words
@@ -82,7 +82,7 @@ def _no_value(value: object) -> object:
     return [[str(value)]]
 
 
-def _message(cls: type[Any], fault: ErrorDetails, *, source: str, prefix: str) -> str:
+def _message(cls: type[Any], fault: Mapping[str, Any], *, source: str, prefix: str) -> str:
     """What was given, what was expected, and what to do."""
     kind, place, value = fault["type"], fault["loc"], _shown(fault["input"])
     key = _dotted(prefix, place)
