@@ -118,15 +118,19 @@ class Conversation:
         sent = self._heads_to_send()
         known = {"known-heads": protocol.write_known_heads(self.run_id, sent.items())}
         for reply in self.ask(protocol.JOIN, node_ids, config=known, refused=refused):
-            config = reply.content.config_records[protocol.CONFIG]
+            config = {name: str(value) for name, value in reply.content.config_records[protocol.CONFIG].items()}
             hospital = Hospital(
-                name=str(config["name"]),
+                name=config.get("name", ""),
                 node_id=reply.metadata.src_node_id,
-                public_key=str(config["public-key"]),
-                ledger_head=str(config["ledger-head"]),
-                mask_key=str(config.get("mask-key", "")),
-                mask_key_signature=str(config.get("mask-key-signature", "")),
+                public_key=config.get("public-key", ""),
+                ledger_head=config["ledger-head"],
+                mask_key=config.get("mask-key", ""),
+                mask_key_signature=config.get("mask-key-signature", ""),
             )
+            if not keys.is_name(hospital.name):
+                log(WARNING, "a node gives %r as its name; it is left out", hospital.name[:80])
+                refused.append("a node gives no name of 1 to 32 lower-case letters, digits and hyphens")
+                continue
             if hospital.name == keys.COORDINATOR:
                 raise FederationError(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
             if any(hospital.name == other.name for other in self.hospitals.values()):
@@ -144,7 +148,7 @@ class Conversation:
                 log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
                 continue
             document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
-            if not keys.verify(hospital.public_key, document, str(config.get("join-signature", ""))):
+            if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):
                 log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)
                 refused.append(f"{hospital.name} did not sign with the key that it names")
                 continue

@@ -26,7 +26,8 @@ COORDINATOR = "server"
 
 _PUBLIC = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
-_NAMED = re.compile(r"([a-z0-9-]{1,32})=([0-9a-f]{64})")
+_NAME = re.compile(r"[a-z0-9-]{1,32}")
+_NAMED = re.compile(rf"({_NAME.pattern})=({_PUBLIC.pattern})")
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -56,6 +57,11 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
         raise SiteError(
             f"key {path} cannot be read or made ({error.strerror}); give a folder that this user owns"
         ) from None
+
+
+def is_name(text: str) -> bool:
+    """Whether a party can be called so: 1 to 32 lower-case letters, digits and hyphens."""
+    return _NAME.fullmatch(text) is not None
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:

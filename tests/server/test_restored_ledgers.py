@@ -409,6 +409,9 @@ def test_nobody_speaks_for_the_ledger_of_another_key(tmp_path: Path) -> None:
             join(run, **joined)
     with pytest.raises(FederationError, match="did not sign"):
         join("cd" * 16, **{"public-key": keys.public_hex(mine), "join-signature": signed})  # of another run
+    for name in ("", "North", "north/round-1", "../north", "n" * 33, "nörd", "north\n"):
+        with pytest.raises(FederationError, match="gives no name"):
+            join(run, **{"public-key": keys.public_hex(mine), "join-signature": signed, "name": name})
     assert KnownHeads().head(keys.public_hex(other)) == "ee" * 32
     join(run, **{"public-key": keys.public_hex(mine), "join-signature": signed})
     assert KnownHeads().head(keys.public_hex(mine)) == head
