@@ -147,6 +147,12 @@ class Conversation:
             if before is not None and before.public_key != hospital.public_key:
                 log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
                 continue
+            if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
+                log(WARNING, "%s has the key of another hospital; it is left out", hospital.name)
+                refused.append(
+                    f"{hospital.name} has the key of another hospital; a copied state folder is no second one"
+                )
+                continue
             document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
             if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):
                 log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)

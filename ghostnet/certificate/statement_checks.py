@@ -32,7 +32,6 @@ Look = tuple[str, Callable[[], str]]
 """What is looked at, and what looks: gives words, or raises VerifyError."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[a-z0-9-]{1,32}")
 _SOFTWARE = {"ghostnet", "ghostnet_sha256", "client_sha256", "python", *PACKAGES}
 _LIFETIME = {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta", "protects", "adoptions"}
 _SPENT_SHOWN = 5  # of the requests that died, before "..."
@@ -65,7 +64,7 @@ def check_all_statements(certificate: Mapping[str, Any], plan: Plan) -> str:
     """Names and keys are each hospital's own, and all signed the files that the certificate lists."""
     statements = certificate["statements"]
     sites = [statement["site"] for statement in statements]
-    names = all(isinstance(site, str) and _NAME.fullmatch(site) and site != keys.COORDINATOR for site in sites)
+    names = all(isinstance(site, str) and keys.is_name(site) and site != keys.COORDINATOR for site in sites)
     require(names, "a hospital's name is not 1 to 32 of a-z, 0-9 and -, or is the coordinator's")
     require(len(sites) > 0, "no hospital has signed")
     require(len(set(sites)) == len(sites), "one hospital has signed twice")

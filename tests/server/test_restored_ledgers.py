@@ -417,6 +417,32 @@ def test_nobody_speaks_for_the_ledger_of_another_key(tmp_path: Path) -> None:
     assert KnownHeads().head(keys.public_hex(mine)) == head
 
 
+def test_two_nodes_with_one_key_are_one_hospital(tmp_path: Path) -> None:
+    mine, run, head = keys.load_or_create_key(tmp_path / "mine"), "ab" * 16, "dd" * 32
+    joined = {
+        "public-key": keys.public_hex(mine),
+        "ledger-head": head,
+        "join-signature": keys.sign(mine, protocol.join_document(run_id=run, head=head)),
+    }
+
+    class TwoNodes:
+        def get_node_ids(self) -> list[int]:
+            return [2, 3]
+
+        def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
+            names = ("north", "south")
+            return [
+                Message(RecordDict({protocol.CONFIG: ConfigRecord({**joined, "name": name})}), reply_to=m)
+                for name, m in zip(names, messages, strict=True)
+            ]
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    server = keys.load_or_create_key(tmp_path / "server")
+    conversation = Conversation(TwoNodes(), tiny_plan(), run, server, {}, [])  # type: ignore[arg-type]
+    conversation.join(2)
+    assert [hospital.name for hospital in conversation.hospitals.values()] == ["north"]
+
+
 NOTER = """
 import sys
 from server.known_heads import KnownHeads
