@@ -150,7 +150,7 @@ class Conversation:
             if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
                 log(WARNING, "%s has the key of another hospital; it is left out", hospital.name)
                 refused.append(
-                    f"{hospital.name} has the key of another hospital; a copied state folder is no second one"
+                    f"{hospital.name} has the key of another hospital, as a copied state folder has"
                 )
                 continue
             document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
