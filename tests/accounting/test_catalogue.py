@@ -310,8 +310,9 @@ def copy(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     edit(
         tmp_path / "ghostnet/plan/spec.py",
-        "    bins: int = 10",
-        "    class_counts_noise_multiplier: float = 0.0\n    bins: int = 10",
+        "    bins: Annotated[int, ",
+        '    class_counts_noise_multiplier: Annotated[Number, key("Of the counts of classes.", ge=0)] = 0.0\n'
+        "    bins: Annotated[int, ",
     )
     edit(
         tmp_path / "client/site.py",
