@@ -42,10 +42,20 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
     && echo $$python && exit; done; echo python3)
 
+# An environment keeps the Python that it was made with: asked for another one, say so instead of testing the wrong one.
+ifeq ($(origin PYTHON),command line)
+ifneq ($(wildcard $(VENV)/.created),)
+version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifneq ($(call version,$(PYTHON)),$(call version,$(BIN)/python))
+$(error $(VENV) holds Python $(call version,$(BIN)/python), not $(PYTHON); name another folder, VENV=.venv-other, or `make clean` first)
+endif
+endif
+endif
+
 $(VENV)/.created:
 	@rm -rf $(VENV)
 	@python='$(PYTHON)'; $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "$$python is no Python >= 3.11; install Python 3.11 or 3.12, or: make PYTHON=/path/to/it" >&2; exit 1; }; \
+	  || { echo "$$python does not run here as Python >= 3.11; install Python 3.11 or 3.12, or: make PYTHON=/path/to/it" >&2; exit 1; }; \
 	echo "creating $(VENV) with $$($$python --version), $$(command -v $$python) (tested: 3.11 and 3.12)"; \
 	$$python -m venv $(VENV) >/dev/null 2>&1 \
 	  || { rm -rf $(VENV); $$python -m venv --without-pip $(VENV); $$python -m pip -q --python $(BIN)/python install pip; }

@@ -78,8 +78,8 @@ class Checkpoint:
     def _load(cls, out: Path, record: dict[str, object], plan: Plan) -> Checkpoint:
         if record["plan_hash"] != plan.hash():
             raise RunFolderError(f"{out} holds a run of another plan; give that plan, or another --out")
-        timings = [Timing(**entry) for entry in record.pop("timings")]  # type: ignore[union-attr,attr-defined]
-        known = {name: Known(**entry) for name, entry in record.pop("known").items()}  # type: ignore[union-attr,attr-defined]
+        timings = [Timing(**entry) for entry in record.pop("timings")]  # type: ignore[attr-defined]
+        known = {name: Known(**entry) for name, entry in record.pop("known").items()}  # type: ignore[attr-defined]
         checkpoint = cls(out=out, timings=timings, known=known, **record)  # type: ignore[arg-type]
         for path in (out / "server").glob("*.safetensors"):
             checkpoint.arrays[path.stem] = load_file(path)

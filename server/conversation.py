@@ -189,9 +189,7 @@ class Conversation:
         records = {name: to_record(values) for name, values in (arrays or {}).items()}
         messages = [
             Message(
-                RecordDict(
-                    {**records, protocol.CONFIG: ConfigRecord(self.config(node_id, config, countersign=countersign))}
-                ),
+                RecordDict({**records, protocol.CONFIG: self.config(node_id, config, countersign=countersign)}),
                 dst_node_id=node_id,
                 message_type=kind,
                 ttl=self.plan.federation.round_timeout_s,
@@ -221,9 +219,9 @@ class Conversation:
             if reply.has_error():
                 log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
                 if refused is not None:
-                    refused.append(reply.error.reason)
+                    refused.append(reply.error.reason or "")
                 if reply.error.code == protocol.SPENT:
-                    self.spent.append(reply.error.reason)
+                    self.spent.append(reply.error.reason or "")
                 continue
             hospital = self.hospitals.get(reply.metadata.src_node_id)
             head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
@@ -245,15 +243,17 @@ class Conversation:
 
     def config(
         self, node_id: int, extra: Mapping[str, str | int] | None = None, *, countersign: bool = True
-    ) -> dict[str, str | int]:
+    ) -> ConfigRecord:
         """The part that every request carries: plan, run, and the last ledger head with our signature under it."""
         hospital = self.hospitals.get(node_id)
-        values: dict[str, str | int] = {
-            "plan": json.dumps(self.plan.to_dict()),
-            "run-id": self.run_id,
-            "server-key": keys.public_hex(self._key),
-            **(extra or {}),
-        }
+        values = ConfigRecord(
+            {
+                "plan": json.dumps(self.plan.to_dict()),
+                "run-id": self.run_id,
+                "server-key": keys.public_hex(self._key),
+                **(extra or {}),
+            }
+        )
         if hospital and countersign:
             document = keys.head_document(site=hospital.name, head=hospital.ledger_head)
             values["known-head"] = hospital.ledger_head

@@ -177,7 +177,7 @@ class StepSums:
         )
         timing = self._conversation.timings.pop()  # thousands of them; a round's are added up
         self._wall_s, self._slowest_s = self._wall_s + timing.wall_s, self._slowest_s + timing.slowest_client_s
-        numbers = sum(shape.numel() for shape in trained_parameters(self.discriminator).values())  # type: ignore[arg-type]
+        numbers = sum(shape.numel() for shape in trained_parameters(self.discriminator).values())  # type: ignore[arg-type,misc]
         expected = {protocol.MASKED_SUM: np.zeros(numbers, dtype=np.int64)}
         parts = {}
         for reply in replies:

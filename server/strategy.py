@@ -91,7 +91,7 @@ class CheckedStrategy(FedAvg):
                     {
                         protocol.ARRAYS: arrays,
                         protocol.PUBLIC: to_record(self._public),
-                        protocol.CONFIG: ConfigRecord(self._conversation.config(node_id, {"server-round": number})),
+                        protocol.CONFIG: self._conversation.config(node_id, {"server-round": number}),
                     }
                 ),
                 dst_node_id=node_id,
