@@ -161,17 +161,39 @@ def test_every_exit_code_is_documented_and_no_other() -> None:
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             if not re.match(r"[a-z]+:", target):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_test_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8")))
     sources = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
     assert named
     assert not {name for name in named if f"def {name}(" not in sources}
+
+
+def recipe_faults(recipes: str) -> list[str]:
+    """Files named that are not there, and names in code marks that no file named beside them holds."""
+    faults = []
+    for item in re.split(r"\n(?=\d\. |[A-Z#]|\n)", recipes):
+        marks = re.findall(r"`([^`]+)`", item)
+        files = [mark for mark in marks if "/" in mark and mark.endswith((".py", ".md")) and "NAME" not in mark]
+        faults += [mark for mark in files if not (ROOT / mark).is_file()]
+        held = "\n".join((ROOT / mark).read_text(encoding="utf-8") for mark in files if (ROOT / mark).is_file())
+        words = [mark for mark in marks if re.fullmatch(r"[A-Za-z_]+", mark) and not mark.startswith("test_")]
+        faults += [word for word in words if held and word not in held]
+    return faults
+
+
+def test_every_file_and_name_of_the_recipes_is_in_the_tree() -> None:
+    recipes = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## ")[2]
+    assert recipe_faults(recipes) == []
+    moved = recipes.replace("client/intake/task.py", "client/intake/job.py")
+    assert recipe_faults(moved)[0] == "client/intake/job.py"
+    assert "_READERS" in recipe_faults(recipes.replace("`_FORMATS`", "`_READERS`"))
 
 
 def test_ci_runs_the_same_tests_as_everyone() -> None:
