@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Images are float32 (n, channels, height, width) in the range that the plan says, here written as uint8.
     sampler = Sampler.load(given.sampler)
     drawn = sampler.draw(given.images, seed=given.seed)
-    low, high = (-1.0, 1.0) if sampler.config.image.pixel_range == "[-1,1]" else (0.0, 1.0)
+    low, high = (-1.0, 1.0) if sampler.config.image.range == "[-1,1]" else (0.0, 1.0)
     pixels = ((drawn.images - low) / (high - low) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
     np.savez(given.out, images=pixels, labels=drawn.labels.numpy(), label_names=np.array(sampler.labels))
     print(f"{len(pixels)} images of {', '.join(sampler.labels)}: {given.out}")
