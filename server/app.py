@@ -233,7 +233,7 @@ def _finish(
     )
     for reply in replies:
         hospital = conversation.hospitals[reply.metadata.src_node_id]
-        hospital.statement = _checked_statement(reply, hospital)
+        hospital.statement = _checked_statement(reply, hospital, conversation, files)
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
     if classifier is None:
         return None, 0
@@ -245,17 +245,21 @@ def _finish(
     return total, len(answers)
 
 
-def _checked_statement(reply: Message, hospital: Hospital) -> dict[str, object] | None:
-    """The hospital's signed statement; None if it is not its own."""
+def _checked_statement(
+    reply: Message, hospital: Hospital, conversation: Conversation, files: dict[str, str]
+) -> dict[str, object] | None:
+    """The hospital's signed statement; None if it is not its own, or about another run, plan or files."""
+    about = {"site": hospital.name, "public_key": hospital.public_key, "run_id": conversation.run_id}
+    about |= {"plan_hash": conversation.plan.hash()}
     try:
         statement = json.loads(str(reply.content.config_records[protocol.CONFIG]["statement"]))
         signed = {key: value for key, value in statement.items() if key != "signature"}
-        own = statement["site"] == hospital.name and statement["public_key"] == hospital.public_key
+        own = all(statement[key] == value for key, value in about.items()) and statement["files"] == files
         own = own and keys.verify(hospital.public_key, signed, statement["signature"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         own = False
     if not own:
-        log(WARNING, "the statement of %s is not signed by its key; it is left out", hospital.name)
+        log(WARNING, "the statement of %s is not signed by its key for this run; it is left out", hospital.name)
     return statement if own else None
 
 

@@ -149,9 +149,7 @@ class Conversation:
                 continue
             if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
                 log(WARNING, "%s has the key of another hospital; it is left out", hospital.name)
-                refused.append(
-                    f"{hospital.name} has the key of another hospital, as a copied state folder has"
-                )
+                refused.append(f"{hospital.name} has the key of another hospital, as a copied state folder has")
                 continue
             document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
             if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):

@@ -43,6 +43,7 @@ from ghostnet.sampler.folder import (
     CERTIFICATE_FILE,
     CONFIG_FILE,
     SAMPLES_FILE,
+    TRANSCRIPT_FILE,
     WEIGHTS_FILE,
     file_names,
     json_object,
@@ -271,10 +272,16 @@ def _read_plan(certificate: Mapping[str, Any], plans: list[Plan]) -> str:
 
 def _file(folder: Path, name: str, certificate: Mapping[str, Any]) -> str:
     path, expected = folder / name, certificate["files"][name]
-    require(not path.is_symlink(), f"{name} is a link, not a file")
-    require(path.is_file(), f"{name} is missing")
+    _require_plain(folder, name)
     require(file_sha256(path) == expected, f"{name} was changed: its SHA-256 is not {str(expected)[:80]}")
     return str(expected)
+
+
+def _require_plain(folder: Path, *names: str) -> None:
+    """Nothing else is opened: a pipe would never end, nor would a link to a device."""
+    for name in names:
+        require(not (folder / name).is_symlink(), f"{name} is a link, not a file")
+        require((folder / name).is_file(), f"{name} is missing or no file")
 
 
 def _no_other_file(folder: Path, names: frozenset[str]) -> str:
@@ -329,6 +336,7 @@ def _epsilon(certificate: Mapping[str, Any], plan: Plan) -> str:
 
 
 def _weights(folder: Path, certificate: Mapping[str, Any], plan: Plan, shown: list[Shown]) -> str:
+    _require_plain(folder, WEIGHTS_FILE, *([TRANSCRIPT_FILE] if plan.has_transcript else []))
     answered = {s["site"]: read_answered(plan, s["answered"], s["spent"]) for s in certificate["statements"]}
     shown.append(check_weights(folder, plan, answered))
     return shown[0].words
@@ -336,6 +344,7 @@ def _weights(folder: Path, certificate: Mapping[str, Any], plan: Plan, shown: li
 
 def _content(folder: Path, name: str, certificate: Mapping[str, Any], plan: Plan, shown: list[Shown]) -> str:
     """The file is, to the byte, what plan, run, weights and released prior give."""
+    _require_plain(folder, name)
     mean = shown[0].released_mean if shown else None
     require(mean is not None or not plan.image.released_prior, "the released class shares are not known: see weights")
     drawn = warm_start.with_released_prior(plan, mean)

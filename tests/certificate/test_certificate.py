@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -406,6 +409,22 @@ def test_a_link_in_place_of_a_file_fails(folder: Path, tmp_path: Path, name: str
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
     assert faults(folder) == {f"file {name}"}
+
+
+@pytest.mark.parametrize("name", [*FILES, "certificate.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless link"])
+def test_what_never_ends_is_named_and_not_read(folder: Path, name: str, kind: str) -> None:
+    """A pipe would wait for a writer and a link to a device would fill the memory: no check opens either."""
+    path = folder / name
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    code = "import sys; from ghostnet.certificate.certificate import verify_sampler as v; from pathlib import Path\n"
+    code += "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+    code += "print(*(c.name for c in v(Path(sys.argv[1])) if not c.passed), sep='|')"
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ("certificate form" if name == "certificate.json" else f"file {name}") in told.stdout.strip().split("|")
 
 
 def test_a_repeated_key_is_named(folder: Path) -> None:

@@ -1,0 +1,239 @@
+"""A hospital that lies: at most it is left out, and named. The others are not charged for a run that ends in nothing.
+
+Real hospitals answer; what one of them says is changed on its way, and signed with a key of its own where it can be.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+
+from ghostnet.cli.site_check import key as site_key
+from ghostnet.errors import FederationError
+from ghostnet.evidence import keys
+from ghostnet.exchange import protocol
+from ghostnet.exchange.secure_sum import Member, make_roster, mask_key_document, sign_member
+from ghostnet.progress import silent
+from server.app import coordinate
+from server.checkpoint import Checkpoint
+from server.conversation import Conversation, Known, from_record
+from tests.plans import tiny_plan
+from tests.server.direct_grid import FIRST_NODE, DirectGrid
+from tests.server.federations import failed, ledger_kinds, plan_of, three_hospitals
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Lie = Callable[[Message], Message]
+LIAR = FIRST_NODE  # "harbour"
+KEY = Ed25519PrivateKey.generate()
+RUN = "ab" * 16
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "user"))
+
+
+class LyingGrid(DirectGrid):
+    """The first hospital's answers to one kind of request are what `lie` makes of them."""
+
+    def __init__(self, sites: list[Path], kind: str, lie: Lie) -> None:
+        super().__init__(sites)
+        self._kind, self._lie = kind, lie
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return [
+            self._lie(reply)
+            if (reply.metadata.message_type, reply.metadata.src_node_id) == (self._kind, LIAR)
+            else reply
+            for reply in replies
+        ]
+
+
+def run(sites: list[Path], out: Path, kind: str, lie: Lie) -> None:
+    plan = plan_of("generator")
+    checkpoint = Checkpoint.open(out, plan, resume=False)
+    coordinate(LyingGrid(sites, kind, lie), plan, checkpoint, expected=len(sites), progress=silent)  # type: ignore[arg-type]
+
+
+def joins_with_own_key(name: str) -> Lie:
+    """Signed by a key of the liar's own, as it may."""
+
+    def lie(reply: Message) -> Message:
+        config = reply.content.config_records[protocol.CONFIG]
+        document = protocol.join_document(run_id=RUN, head=str(config["ledger-head"]))
+        signature = keys.sign(KEY, document)
+        config.update({"name": name, "public-key": keys.public_hex(KEY), "join-signature": signature})
+        return reply
+
+    return lie
+
+
+def join(sites: list[Path], lie: Lie, *, known: dict | None = None) -> Conversation:
+    grid = LyingGrid(sites, protocol.JOIN, lie)
+    server = Ed25519PrivateKey.generate()
+    conversation = Conversation(grid, plan_of("generator"), RUN, server, known or {}, [])  # type: ignore[arg-type]
+    conversation.join(len(sites))
+    return conversation
+
+
+@pytest.mark.parametrize(
+    "name", ["", "server", "Harbour", "north/../..", "a" * 33, "n" * 1_000_000, "north\n", "<b>x</b>", "nörth"]
+)
+def test_a_name_that_no_certificate_could_hold_is_left_out_when_it_joins(name: str, tmp_path: Path) -> None:
+    conversation = join(three_hospitals(tmp_path / "sites"), joins_with_own_key(name))
+    assert sorted(hospital.name for hospital in conversation.hospitals.values()) == ["north", "south"]
+
+
+@pytest.mark.parametrize("field", ["name", "public-key", "join-signature"])
+def test_a_hospital_that_leaves_a_field_out_is_left_out(field: str, tmp_path: Path) -> None:
+    def lie(reply: Message) -> Message:
+        del reply.content.config_records[protocol.CONFIG][field]
+        return reply
+
+    conversation = join(three_hospitals(tmp_path / "sites"), lie)
+    assert sorted(hospital.name for hospital in conversation.hospitals.values()) == ["north", "south"]
+
+
+def test_one_key_under_two_names_is_one_hospital(tmp_path: Path) -> None:
+    """A certificate with it would not verify, and nobody would know before everything is spent."""
+    sites = three_hospitals(tmp_path / "sites")
+    for site in sites:
+        site_key(site)
+    shutil.copy2(sites[0].parent / "site.key", sites[1].parent)
+    conversation = Conversation(
+        DirectGrid(sites),
+        plan_of("generator"),
+        RUN,
+        Ed25519PrivateKey.generate(),
+        {},
+        [],  # type: ignore[arg-type]
+    )
+    reasons: list[str] = []
+    conversation.require = lambda count, did, said=(): reasons.extend(said)  # type: ignore[method-assign]
+    conversation.join(len(sites))
+    joined = [hospital.public_key for hospital in conversation.hospitals.values()]
+    assert len(joined) == len(set(joined)) < len(sites)
+    assert reasons
+
+
+def test_whoever_takes_the_name_of_a_hospital_that_is_known_is_left_out_and_that_one_is_not(tmp_path: Path) -> None:
+    sites = three_hospitals(tmp_path / "sites")
+    first = join(sites, lambda reply: reply)
+    known = {h.name: Known(public_key=h.public_key, ledger_head=h.ledger_head) for h in first.hospitals.values()}
+    again = join(sites, joins_with_own_key("north"), known=known)
+    assert sorted(hospital.name for hospital in again.hospitals.values()) == ["north", "south"]
+    assert {h.public_key for h in again.hospitals.values()} == {known["north"].public_key, known["south"].public_key}
+
+
+BYTES = (
+    b"",
+    b"\x93NUMPY",
+    b"PK\x03\x04 a zip that is none",
+    b"PK\x05\x06" + bytes(18),  # an empty zip, which numpy opens
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(127) + b"\n",
+    b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(127) + b"\n" + bytes(8),
+    b"\x93NUMPY\x01\x00v\x00" + b"(" * 117 + b"\n",
+)
+
+
+@pytest.mark.parametrize("data", BYTES, ids=range(len(BYTES)))
+def test_bytes_that_are_no_array_leave_their_sender_out_of_the_round(data: bytes, tmp_path: Path) -> None:
+    def lie(reply: Message) -> Message:
+        arrays = reply.content.array_records[protocol.ARRAYS]
+        broken = {name: Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data) for name in arrays}
+        reply.content[protocol.ARRAYS] = ArrayRecord(broken)
+        return reply
+
+    record = ArrayRecord({"w": Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)})
+    with pytest.raises(FederationError, match="no array"):
+        from_record(record)
+    if data == BYTES[0]:
+        sites = three_hospitals(tmp_path / "sites")
+        run(sites, tmp_path / "run", "train", lie)  # the warm start's answers count; the rounds go on without it
+        assert failed(tmp_path / "run") == []
+        assert ledger_kinds(sites[1]).count("commit") == 4
+
+
+def statement_with(**changed: object) -> Lie:
+    """Signed again with the hospital's real key, as only it can."""
+
+    def lie(reply: Message) -> Message:
+        config = reply.content.config_records[protocol.CONFIG]
+        statement = json.loads(str(config["statement"]))
+        for name, value in changed.items():
+            statement.pop(name) if value is None else statement.update({name: value})
+        signed = {name: value for name, value in statement.items() if name != "signature"}
+        config["statement"] = json.dumps(
+            {**signed, "signature": keys.sign(keys.load_or_create_key(SITE["key"]), signed)}
+        )
+        return reply
+
+    return lie
+
+
+SITE: dict[str, Path] = {}
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+def as_text(text: str) -> Lie:
+    return lambda reply: (reply.content.config_records[protocol.CONFIG].update({"statement": text}), reply)[1]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        statement_with(run_id="cd" * 16),
+        statement_with(run_id=None),
+        statement_with(plan_hash="0" * 64),
+        statement_with(files={"README.md": "0" * 64}),
+        statement_with(files=None),
+        as_text(DEEP),
+        as_text("[]"),
+        as_text('{"site": NaN}'),
+    ],
+    ids=["run", "no run", "plan", "files", "no files", "deep", "list", "nan"],
+)
+def test_a_statement_about_something_else_names_its_hospital_and_no_other(lie: Lie, tmp_path: Path) -> None:
+    sites = three_hospitals(tmp_path / "sites")
+    SITE["key"] = sites[0].parent / "site.key"
+    with pytest.raises(FederationError, match="^harbour took part and did not sign"):
+        run(sites, tmp_path / "run", protocol.FINISH, lie)
+    assert not (tmp_path / "run" / "sampler").exists()
+
+
+def test_an_endless_reason_is_cut_before_it_is_kept(tmp_path: Path) -> None:
+    def lie(reply: Message) -> Message:
+        asked = RecordDict({protocol.CONFIG: ConfigRecord({})})
+        request = Message(asked, dst_node_id=LIAR, message_type=protocol.JOIN)
+        return Message(Error(code=protocol.REFUSED, reason="\nspoofed line " * 10_000), reply_to=request)
+
+    sites = three_hospitals(tmp_path / "sites")[:1]
+    with pytest.raises(FederationError) as refused:
+        join(sites, lie)
+    assert len(str(refused.value)) < 500
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mask_key_that_no_other_hospital_could_use_is_refused_before_the_roster_is_pinned() -> None:
+    signing = [Ed25519PrivateKey.generate() for _ in range(2)]
+    plan = tiny_plan()
+    about = {"run_id": RUN, "plan_hash": plan.hash()}
+    good = sign_member(site="north", signing_key=signing[0], mask_key=X25519PrivateKey.generate(), **about)
+    for mask_key in ("00" * 32, "01" + "00" * 31, "zz" * 32, "ab"):
+        document = mask_key_document(site="south", mask_key=mask_key, **about)
+        bad = Member(
+            site="south",
+            public_key=keys.public_hex(signing[1]),
+            mask_key=mask_key,
+            signature=keys.sign(signing[1], document),
+        )
+        with pytest.raises(FederationError, match="mask key of south is not an X25519 public key"):
+            make_roster(hospitals=2, members=[good, bad], **about)
