@@ -27,6 +27,7 @@ from ghostnet.plan import Plan
 from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0
+_MOST_REASON = 300  # characters of a hospital's error that are kept
 
 
 @dataclass
@@ -132,11 +133,9 @@ class Conversation:
                 refused.append("a node gives no name of 1 to 32 lower-case letters, digits and hyphens")
                 continue
             if hospital.name == keys.COORDINATOR:
-                raise FederationError(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
-            if any(hospital.name == other.name for other in self.hospitals.values()):
-                raise FederationError(
-                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
-                )
+                log(WARNING, "a hospital calls itself %r, as the coordinator is called; it is left out", hospital.name)
+                refused.append(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
+                continue
             try:
                 self.plan.federation.weight_of(hospital.name)
             except PlanError as error:
@@ -156,6 +155,10 @@ class Conversation:
                 log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)
                 refused.append(f"{hospital.name} did not sign with the key that it names")
                 continue
+            if any(hospital.name == other.name for other in self.hospitals.values()):
+                raise FederationError(
+                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
+                )
             if hospital.public_key not in sent:
                 # Beyond what a JOIN carries: its last head goes out with the next request, and is checked then.
                 hospital.ledger_head = self._heads.head(hospital.public_key) or hospital.ledger_head
@@ -215,11 +218,12 @@ class Conversation:
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
             if reply.has_error():
-                log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
+                reason = " ".join((reply.error.reason or "")[:_MOST_REASON].split())
+                log(WARNING, "a hospital did not answer %s: %s", kind, reason)
                 if refused is not None:
-                    refused.append(reply.error.reason or "")
+                    refused.append(reason)
                 if reply.error.code == protocol.SPENT:
-                    self.spent.append(reply.error.reason or "")
+                    self.spent.append(reason)
                 continue
             hospital = self.hospitals.get(reply.metadata.src_node_id)
             head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
@@ -306,7 +310,11 @@ def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S)
 
 
 def read_arrays(reply: Message) -> Arrays:
-    """The values that a reply released, or nothing; the checks are the caller's."""
+    """The values that a reply released, or nothing; the checks are the caller's.
+
+    Raises:
+        FederationError: its bytes are no arrays.
+    """
     record = reply.content.array_records.get(protocol.ARRAYS)
     return {} if record is None else from_record(record)
 
@@ -317,5 +325,15 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays; the checks are the caller's."""
-    return {name: array.numpy() for name, array in record.items()}
+    """Flower's record as named arrays; the checks are the caller's.
+
+    Raises:
+        FederationError: its bytes are no arrays.
+    """
+    try:
+        arrays = {name: array.numpy() for name, array in record.items()}
+    except Exception as error:  # what numpy's reader raises depends on the bytes
+        raise FederationError(f"an answer's bytes are no array in np.save's format ({type(error).__name__})") from None
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise FederationError("an answer's bytes are no array in np.save's format, but an archive")
+    return arrays
