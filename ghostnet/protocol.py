@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ghostnet.errors import FederationError
+from ghostnet.privacy.keys import COORDINATOR
 
 JOIN = "query.join"  # the plan, ledger heads seen -> the hospital reserves the run's cost and answers with its head
 WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
@@ -39,6 +40,7 @@ SPENT = 103  # error code: this very request began before and died; asking again
 FAILED = 102  # error code: something else went wrong there; the detail stays in the hospital's log
 
 MAX_KNOWN_HEADS = 1000  # that a JOIN carries, the newest; what is beyond comes with the request after it
+_SITE_NAME = re.compile(r"[a-z0-9-]{1,32}")
 _HEAD = re.compile(r"[0-9a-f]{64}")
 _KNOWN = re.compile(rf"([0-9a-f]{{32}})=({_HEAD.pattern})")
 MAX_KNOWN_CHARACTERS = MAX_KNOWN_HEADS * (32 + 1 + 64 + 1)
@@ -47,6 +49,20 @@ MAX_KNOWN_CHARACTERS = MAX_KNOWN_HEADS * (32 + 1 + 64 + 1)
 def is_head(value: object) -> bool:
     """Whether it is a ledger head in form: 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and _HEAD.fullmatch(value) is not None
+
+
+def is_site_name(value: object) -> bool:
+    """Whether a hospital may have this name: 1 to 32 of a-z, 0-9 and -, and not the coordinator's."""
+    return isinstance(value, str) and _SITE_NAME.fullmatch(value) is not None and value != COORDINATOR
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal or a log: what is no printable character is escaped, so that it commands nothing.
+
+    A terminal obeys control characters: they could wipe out a line that says FAIL. Nor may direction marks turn a line
+    around.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def head_tag(run_id: str, public_key: str) -> str:

@@ -244,7 +244,7 @@ def _checked_statement(reply: Message, hospital: Hospital) -> dict[str, object] 
         signed = {key: value for key, value in statement.items() if key != "signature"}
         own = statement["site"] == hospital.name and statement["public_key"] == hospital.public_key
         own = own and keys.verify(hospital.public_key, signed, statement["signature"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         own = False
     if not own:
         log(WARNING, "the statement of %s is not signed by its key; it is left out", hospital.name)

@@ -27,6 +27,8 @@ from ghostnet.weights import Arrays, check_arrays
 from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0
+_JOINED = ("name", "public-key", "ledger-head", "join-signature", "mask-key", "mask-key-signature")
+_MOST_REASON = 200  # characters of what a hospital says went wrong
 
 
 @dataclass
@@ -111,49 +113,62 @@ class Conversation:
         """Asks every connected node to take part; keeps those that do.
 
         Raises:
-            FederationError: fewer joined than the plan asks for, or two use one name.
+            FederationError: fewer joined than the plan asks for, or two use one name with a key of its own each.
         """
         node_ids = wait_for_nodes(self.grid, expected)
         refused: list[str] = []
         sent = self._heads_to_send()
         known = {"known-heads": protocol.write_known_heads(self.run_id, sent.items())}
         for reply in self.ask(protocol.JOIN, node_ids, config=known, refused=refused):
-            config = reply.content.config_records[protocol.CONFIG]
-            hospital = Hospital(
-                name=str(config["name"]),
-                node_id=reply.metadata.src_node_id,
-                public_key=str(config["public-key"]),
-                ledger_head=str(config["ledger-head"]),
-                mask_key=str(config.get("mask-key", "")),
-                mask_key_signature=str(config.get("mask-key-signature", "")),
-            )
-            if hospital.name == keys.COORDINATOR:
-                raise FederationError(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
+            try:
+                hospital = self._joined(reply)
+            except FederationError as error:
+                log(WARNING, "a node is left out: %s", error)
+                refused.append(str(error))
+                continue
             if any(hospital.name == other.name for other in self.hospitals.values()):
                 raise FederationError(
                     f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
                 )
-            try:
-                self.plan.federation.weight_of(hospital.name)
-            except PlanError as error:
-                log(WARNING, "%s is left out: %s", hospital.name, error)
-                refused.append(str(error))
-                continue
-            before = self._known.get(hospital.name)
-            if before is not None and before.public_key != hospital.public_key:
-                log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
-                continue
-            document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
-            if not keys.verify(hospital.public_key, document, str(config.get("join-signature", ""))):
-                log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)
-                refused.append(f"{hospital.name} did not sign with the key that it names")
-                continue
             if hospital.public_key not in sent:
                 # Beyond what a JOIN carries: its last head goes out with the next request, and is checked then.
                 hospital.ledger_head = self._heads.head(hospital.public_key) or hospital.ledger_head
             self.hospitals[hospital.node_id] = hospital
         self._heads.note({hospital.public_key: hospital.ledger_head for hospital in self.hospitals.values()})
         self.require(len(self.hospitals), "joined", refused)
+
+    def _joined(self, reply: Message) -> Hospital:
+        """The hospital that an answer to JOIN is of; whatever is wrong with one costs the others nothing.
+
+        Raises:
+            FederationError: its name is none or not in the plan, it has another key than before, or signed nothing.
+        """
+        config = reply.content.config_records[protocol.CONFIG]
+        said = {key: str(config.get(key, "")) for key in _JOINED}
+        name, public_key, head = said["name"], said["public-key"], said["ledger-head"]
+        if not protocol.is_site_name(name):
+            raise FederationError(
+                f"a hospital calls itself {name[:80]!r}; its site.toml needs a name of 1 to 32 of a-z, 0-9 and -, and "
+                f"not {keys.COORDINATOR!r}"
+            )
+        try:
+            self.plan.federation.weight_of(name)
+        except PlanError as error:
+            raise FederationError(f"{name}: {error}") from None
+        before = self._known.get(name)
+        if before is not None and before.public_key != public_key:
+            raise FederationError(f"a node calls itself {name} and has another key than before")
+        document = protocol.join_document(run_id=self.run_id, head=head)
+        if not keys.verify(public_key, document, said["join-signature"]):
+            raise FederationError(f"{name} did not sign with the key that it names")
+        return Hospital(
+            name=name,
+            node_id=reply.metadata.src_node_id,
+            public_key=public_key,
+            ledger_head=head,
+            mask_key=said["mask-key"],
+            mask_key_signature=said["mask-key-signature"],
+        )
 
     def _heads_to_send(self) -> dict[str, str]:
         """Heads by public key for a JOIN: the newest of all runs, and those of an earlier attempt of this one."""
@@ -209,11 +224,12 @@ class Conversation:
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
             if reply.has_error():
-                log(WARNING, "a hospital did not answer %s: %s", kind, reply.error.reason)
+                reason = protocol.printable(reply.error.reason)[:_MOST_REASON]
+                log(WARNING, "a hospital did not answer %s: %s", kind, reason)
                 if refused is not None:
-                    refused.append(reply.error.reason)
+                    refused.append(reason)
                 if reply.error.code == protocol.SPENT:
-                    self.spent.append(reply.error.reason)
+                    self.spent.append(reason)
                 continue
             hospital = self.hospitals.get(reply.metadata.src_node_id)
             head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
@@ -298,9 +314,16 @@ def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S)
 
 
 def read_arrays(reply: Message) -> Arrays:
-    """The values that a reply released, or nothing; the checks are the caller's."""
+    """The values that a reply released, or nothing; the checks are the caller's.
+
+    Raises:
+        FederationError: they are no arrays.
+    """
     record = reply.content.array_records.get(protocol.ARRAYS)
-    return {} if record is None else from_record(record)
+    try:
+        return {} if record is None else from_record(record)
+    except Exception as error:  # any bytes may stand there, and NumPy's reader raises what it likes
+        raise FederationError(f"its arrays cannot be read ({type(error).__name__})") from None
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:

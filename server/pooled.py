@@ -180,8 +180,9 @@ class StepSums:
         expected = {protocol.MASKED_SUM: np.zeros(numbers, dtype=np.int64)}
         parts = {}
         for reply in replies:
-            arrays, name = read_arrays(reply), self._conversation.hospitals[reply.metadata.src_node_id].name
+            name = self._conversation.hospitals[reply.metadata.src_node_id].name
             try:
+                arrays = read_arrays(reply)
                 check_arrays(arrays, expected)
             except FederationError as error:
                 raise FederationError(f"step {step}: {name} sent something else than a masked sum: {error}") from None

@@ -37,6 +37,7 @@ from ghostnet.privacy.statement_checks import (
     statement_looks,
 )
 from ghostnet.privacy.unit import unit_line
+from ghostnet.protocol import printable
 from ghostnet.sampler_files import (
     CARD_FILE,
     CERTIFICATE_FILE,
@@ -210,13 +211,15 @@ def _weights_not_shown(plan: Plan) -> list[str]:
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
+    """Looks; the words may be those of whoever made the folder, so that none of them commands a terminal."""
     try:
-        return Check(name=name, passed=True, detail=look())
+        passed, detail = True, look()
     except VerifyError as error:
-        return Check(name=name, passed=False, detail=str(error))
+        passed, detail = False, str(error)
     except _UNREADABLE as error:
         # The folder may hold anything; whatever cannot be read does not hold.
-        return Check(name=name, passed=False, detail=f"cannot be read: {str(error)[:300]}")
+        passed, detail = False, f"cannot be read: {str(error)[:300]}"
+    return Check(name=printable(name), passed=passed, detail=printable(detail))
 
 
 def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
@@ -294,7 +297,7 @@ def _plan_checks(
     statements = certificate.get("statements")
     for statement in statements if isinstance(statements, list) else ():
         if not isinstance(statement, dict):
-            yield Check(name=f"statement {str(statement)[:40]}", passed=False, detail="is no statement")
+            yield Check(name=printable(f"statement {str(statement)[:40]}"), passed=False, detail="is no statement")
             continue
         for what, look in statement_looks(statement, certificate, plan):
             yield _check(f"statement {str(statement.get('site'))[:40]}: {what}", look)
