@@ -43,6 +43,7 @@ from ghostnet.sampler_files import (
     CERTIFICATE_FILE,
     CONFIG_FILE,
     SAMPLES_FILE,
+    TRANSCRIPT_FILE,
     WEIGHTS_FILE,
     file_names,
     json_object,
@@ -71,6 +72,7 @@ _UNREADABLE = (
     *(TypeError, ValueError),
 )
 _MOST_BYTES = 10_000_000  # of a certificate that is read at all
+_MOST_STATEMENTS = 1000  # each is looked at in several ways, and every look is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,9 @@ def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
     data = path.read_bytes()
     certificate = json_object(data, str(path))
     require(certificate.get("format") == FORMAT, f"{path}: its format is not {FORMAT!r}, which this version reads")
+    statements = certificate.get("statements")
+    few = not isinstance(statements, list) or len(statements) <= _MOST_STATEMENTS
+    require(few, f"{path} holds more than {_MOST_STATEMENTS} statements")
     found.append(certificate)
     require(certificate_bytes(certificate) == data, f"{path} is not in the byte form that was signed")
     return FORMAT
@@ -273,11 +278,17 @@ def _read_plan(certificate: Mapping[str, Any], plans: list[Plan]) -> str:
 
 
 def _file(folder: Path, name: str, certificate: Mapping[str, Any]) -> str:
-    path, expected = folder / name, certificate["files"][name]
-    require(not path.is_symlink(), f"{name} is a link, not a file")
-    require(path.is_file(), f"{name} is missing")
+    path, expected = _present(folder, name), certificate["files"][name]
     require(file_sha256(path) == expected, f"{name} was changed: its SHA-256 is not {str(expected)[:80]}")
     return str(expected)
+
+
+def _present(folder: Path, name: str) -> Path:
+    """A regular file of the folder: opening a pipe or what a link leads to might never end."""
+    path = folder / name
+    require(not path.is_symlink(), f"{name} is a link, not a file")
+    require(path.is_file(), f"{name} is missing, or no file")
+    return path
 
 
 def _no_other_file(folder: Path, names: frozenset[str]) -> str:
@@ -332,6 +343,8 @@ def _epsilon(certificate: Mapping[str, Any], plan: Plan) -> str:
 
 
 def _weights(folder: Path, certificate: Mapping[str, Any], plan: Plan, shown: list[Shown]) -> str:
+    for name in file_names(plan) & {WEIGHTS_FILE, TRANSCRIPT_FILE}:
+        _present(folder, name)
     answered = {s["site"]: read_answered(plan, s["answered"], s["spent"]) for s in certificate["statements"]}
     shown.append(check_weights(folder, plan, answered))
     return shown[0].words
@@ -349,5 +362,6 @@ def _content(folder: Path, name: str, certificate: Mapping[str, Any], plan: Plan
         label_prior=drawn.image.label_prior,
     )
     problem = f"{name} is not what the plan, the run and the weights give; read nothing into it"
-    require((folder / name).read_bytes() == expected[name], problem)
+    path = _present(folder, name)
+    require(path.stat().st_size == len(expected[name]) and path.read_bytes() == expected[name], problem)
     return "follows from the plan, the run and the weights"

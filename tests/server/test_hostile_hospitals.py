@@ -93,7 +93,8 @@ def oversized() -> bytes:
     """An array's header that claims more memory than there is."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        file, {"descr": "<f8", "fortran_order": False, "shape": (2**45,)}  # type: ignore[arg-type]
+        file,
+        {"descr": "<f8", "fortran_order": False, "shape": (2**45,)},  # type: ignore[arg-type]
     )
     return file.getvalue()
 
@@ -177,7 +178,8 @@ def test_an_answer_that_is_no_array_is_left_out(lie: Lie, plan: Plan, tmp_path: 
     expected = read_arrays(replies[-1])
     reasons: list[str] = []
     assert sorted(conversation.fitting(replies, expected, reasons)) == sorted(NAMES[1:])
-    assert len(reasons) == 1 and reasons[0].startswith(f"{NAMES[0]}: its arrays cannot be read")
+    assert len(reasons) == 1
+    assert reasons[0].startswith(f"{NAMES[0]}: its arrays cannot be read")
 
 
 def test_a_statement_that_cannot_be_parsed_ends_in_words(plan: Plan, tmp_path: Path) -> None:
