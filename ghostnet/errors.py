@@ -5,6 +5,15 @@ that a hospital sends to a coordinator is built from them (see `client.app`).
 """
 
 
+def printable(text: str) -> str:
+    """Text of others for a terminal or a log: what is no printable character is escaped, so that it commands nothing.
+
+    A terminal obeys control characters: they could wipe out a line that says FAIL. Nor may direction marks turn a line
+    around.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 class GhostNetError(Exception):
     """A problem that a person can fix; shown as one line, without a traceback."""
 

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from ghostnet.errors import FederationError, PlanError
+from ghostnet.errors import FederationError, PlanError, printable
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, check_arrays
@@ -218,7 +218,7 @@ class Conversation:
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
             if reply.has_error():
-                reason = " ".join((reply.error.reason or "")[:_MOST_REASON].split())
+                reason = printable((reply.error.reason or "")[:_MOST_REASON])
                 log(WARNING, "a hospital did not answer %s: %s", kind, reason)
                 if refused is not None:
                     refused.append(reason)

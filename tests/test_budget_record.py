@@ -246,6 +246,18 @@ def test_an_audit_is_told_as_its_file_says_it(build: str, site_file: Path, plan:
     assert "No audit result" not in page.text
 
 
+def test_half_a_character_and_markup_in_an_audit_or_a_reason_are_text(
+    site_file: Path, plan: Plan, tmp_path: Path
+) -> None:
+    join(site_file, plan)
+    document = json.loads(audit_json("hospital")) | {"build": "\ud800<script>alert(1)</script>"}
+    file = audit_file(tmp_path, json.dumps(document))
+    page = record(site_file, "--audit", file, "--delta-reason", "\udcff<img src=x>")
+    assert "\\ud800<script>alert(1)</script>" in page.text
+    assert "\\udcff<img src=x>" in page.text
+    assert {"script", "img"}.isdisjoint(page.tags)
+
+
 def edited(change: str) -> str:
     document = json.loads(audit_json("QUARTER_CLAIMED"))
     if change == "verdict":

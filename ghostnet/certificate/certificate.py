@@ -31,7 +31,7 @@ from ghostnet.certificate.statement_checks import (
 )
 from ghostnet.certificate.transcript import Shown, check_weights
 from ghostnet.durable import PUBLIC, write_durably
-from ghostnet.errors import GhostNetError, VerifyError
+from ghostnet.errors import GhostNetError, VerifyError, printable
 from ghostnet.evidence import keys
 from ghostnet.evidence.answers import read_answered
 from ghostnet.evidence.statement import SiteStatement, mechanism, plan_epsilons, site_statement
@@ -72,6 +72,7 @@ _UNREADABLE = (
     *(TypeError, ValueError),
 )
 _MOST_BYTES = 10_000_000  # of a certificate that is read at all
+_MOST_STATEMENTS = 1000  # each is looked at in several ways, and every look is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,13 +212,15 @@ def _weights_not_shown(plan: Plan) -> list[str]:
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
+    """Looks; the words may be those of whoever made the folder, so that none of them commands a terminal."""
     try:
-        return Check(name=name, passed=True, detail=look())
+        passed, detail = True, look()
     except VerifyError as error:
-        return Check(name=name, passed=False, detail=str(error))
+        passed, detail = False, str(error)
     except _UNREADABLE as error:
         # The folder may hold anything; whatever cannot be read does not hold.
-        return Check(name=name, passed=False, detail=f"cannot be read: {str(error)[:300]}")
+        passed, detail = False, f"cannot be read: {str(error)[:300]}"
+    return Check(name=printable(name), passed=passed, detail=printable(detail))
 
 
 def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
@@ -227,6 +230,9 @@ def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
     data = path.read_bytes()
     certificate = json_object(data, str(path))
     require(certificate.get("format") == FORMAT, f"{path}: its format is not {FORMAT!r}, which this version reads")
+    statements = certificate.get("statements")
+    few = not isinstance(statements, list) or len(statements) <= _MOST_STATEMENTS
+    require(few, f"{path} holds more than {_MOST_STATEMENTS} statements")
     found.append(certificate)
     require(certificate_bytes(certificate) == data, f"{path} is not in the byte form that was signed")
     return FORMAT
@@ -301,7 +307,7 @@ def _plan_checks(
     statements = certificate.get("statements")
     for statement in statements if isinstance(statements, list) else ():
         if not isinstance(statement, dict):
-            yield Check(name=f"statement {str(statement)[:40]}", passed=False, detail="is no statement")
+            yield Check(name=printable(f"statement {str(statement)[:40]}"), passed=False, detail="is no statement")
             continue
         for what, look in statement_looks(statement, certificate, plan):
             yield _check(f"statement {str(statement.get('site'))[:40]}: {what}", look)
@@ -355,5 +361,7 @@ def _content(folder: Path, name: str, certificate: Mapping[str, Any], plan: Plan
         label_prior=drawn.image.label_prior,
     )
     problem = f"{name} is not what the plan, the run and the weights give; read nothing into it"
-    require((folder / name).read_bytes() == expected[name], problem)
+    _require_plain(folder, name)
+    path = folder / name
+    require(path.stat().st_size == len(expected[name]) and path.read_bytes() == expected[name], problem)
     return "follows from the plan, the run and the weights"

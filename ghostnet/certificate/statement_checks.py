@@ -34,6 +34,7 @@ Look = tuple[str, Callable[[], str]]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SOFTWARE = {"ghostnet", "ghostnet_sha256", "client_sha256", "python", *PACKAGES}
 _LIFETIME = {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta", "protects", "adoptions"}
+_MOST_VERSION = 100  # characters; every version is told
 _SPENT_SHOWN = 5  # of the requests that died, before "..."
 
 
@@ -197,7 +198,8 @@ def _software(statement: SiteStatement) -> str:
     software = statement["software"]
     require(set(software) == _SOFTWARE, f"software lists {', '.join(sorted(software))}")
     digests = [software[name] for name in ("ghostnet_sha256", "client_sha256")]
-    require(all(isinstance(value, str) for value in software.values()), "a version is not a text")
+    short = all(isinstance(value, str) and len(value) <= _MOST_VERSION for value in software.values())
+    require(short, f"a version is not a text of at most {_MOST_VERSION} characters")
     require(all(_SHA256.fullmatch(digest) for digest in digests), "a digest of sources is no SHA-256")
     versions = ", ".join(f"{name} {software[name]}" for name in ("ghostnet", "python", *PACKAGES))
     return f"it says: sources {digests[0][:16]} (ghostnet), {digests[1][:16]} (client); {versions}"

@@ -11,7 +11,7 @@ import ghostnet
 import ghostnet.cli.quiet  # noqa: F401  # first: nobody is told of a run
 from ghostnet.cli.console import errors
 from ghostnet.cli.lazy import LazyGroup, new_app
-from ghostnet.errors import GhostNetError
+from ghostnet.errors import GhostNetError, printable
 
 
 class Commands(LazyGroup):
@@ -67,7 +67,8 @@ def main() -> None:
     except GhostNetError as error:
         if os.environ.get("GHOSTNET_DEBUG"):
             raise
-        errors.print(f"ghostnet: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        said = "\n".join(printable(line) for line in str(error).split("\n"))  # it may quote what somebody else wrote
+        errors.print(f"ghostnet: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("ghostnet: interrupted; add --resume to the same command to go on", highlight=False)

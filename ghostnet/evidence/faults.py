@@ -118,12 +118,15 @@ def faults(seen: Seen, chain: Chain, *, is_writer: bool) -> Iterator[Fault]:
     yield from _against_witness(seen, chain, is_writer)
 
 
-def require(found: tuple[Fault, ...], adoption: Adoption | None, seen: Seen) -> None:
-    """Nothing may be missing; for an adoption something must be.
+def require(found: tuple[Fault, ...], adoption: Adoption | None, seen: Seen, chain: Chain) -> None:
+    """Nothing may be missing; for an adoption something must be, and no head that is said to be lost may be there.
 
     Raises:
         LedgerError: it is the other way round.
     """
+    present = [head for head in adoption.lost if head in chain] if adoption is not None else []
+    if present:
+        raise LedgerError(f"{seen.path} holds entry {present[0]}: it is not lost; give only heads that are")
     if adoption is None and found:
         raise LedgerError(f"{found[0].text}. {_HOW_TO_GO_ON}")
     if adoption is not None and not (found or adoption.missing or adoption.lost):

@@ -313,7 +313,7 @@ class Ledger:
         """Before SQLite touches the file: refuses to make a new one in place of a lost one."""
         seen = look_around(self._path, self._witness_path)
         if seen.file is None:
-            require(tuple(faults(seen, self._chain, is_writer=True)), adoption, seen)
+            require(tuple(faults(seen, self._chain, is_writer=True)), adoption, seen, self._chain)
         elif seen.witness is not None and is_cut_off(self._path):
             # Undoing the transaction writes to the file; a crash meanwhile must not look like a copy put back over it.
             unknown = replace(seen.witness, modified_ns=UNKNOWN)
@@ -330,7 +330,7 @@ class Ledger:
                 f"{self._path} belongs to site {self._chain.site!r}, not {site!r}; check [state] of site.toml"
             )
         found = tuple(faults(seen, self._chain, is_writer=True))
-        require(found, adoption, seen)
+        require(found, adoption, seen, self._chain)
         is_new = len(self._chain) == 0
         if is_new:
             identity = secrets.token_hex(32)

@@ -89,7 +89,7 @@ def write_record(
         adopted=_last_adoption(ledger),
         pooled=_pooled(events, limits.delta),
     )
-    replace_file(path, page.encode())
+    replace_file(path, page.encode(errors="backslashreplace"))  # JSON and file names may hold half a character
 
 
 def _run(run: RunSpend) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from tests.samplers import (
     transcript_of,
     with_federation,
 )
+from tests.simulation.test_simulate import ghostnet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -425,6 +426,51 @@ def test_what_never_ends_is_named_and_not_read(folder: Path, name: str, kind: st
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120, check=True
     )
     assert ("certificate form" if name == "certificate.json" else f"file {name}") in told.stdout.strip().split("|")
+    assert faults(folder) - {"weights", "content README.md", "content config.json"} == {f"file {name}"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to endless zeros", "folder"])
+@pytest.mark.parametrize("names", [sorted(FILES), ["certificate.json"]], ids=["its files", "its certificate"])
+def test_what_is_no_file_of_a_sampler_is_named_and_never_read(folder: Path, names: list[str], kind: str) -> None:
+    """In a process of its own: reading a pipe would never end, and reading zeros not before memory does."""
+    for name in names:
+        (folder / name).unlink()
+        if kind == "pipe":
+            os.mkfifo(folder / name)
+        elif kind == "folder":
+            (folder / name).mkdir()
+        else:
+            (folder / name).symlink_to("/dev/zero")
+    done = ghostnet("verify", folder, check=False)
+    assert done.returncode == 9, done.stderr
+    assert all(name in done.stdout for name in names)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["words", "JSON"])
+def test_a_certificate_commands_no_terminal(folder: Path, form: tuple[str, ...]) -> None:
+    """As site, version and name of a field, signed again by the coordinator; in a process that prints it."""
+    words = "\x1b[2J\x1b[1;1H pass \ud800\u202e"
+
+    def change(certificate: dict[str, Any]) -> None:
+        certificate["statements"][0]["site"] = words
+        certificate["statements"][1]["software"]["torch"] = words
+        certificate[words] = 1
+
+    rewrite(folder, change, signer=SERVER)
+    done = ghostnet("verify", folder, *form, check=False)
+    assert done.returncode == 9, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+
+
+def test_a_certificate_of_endless_statements_is_not_told_line_by_line(folder: Path) -> None:
+    certificate = json.loads((folder / "certificate.json").read_text())
+    certificate["statements"] = [{}] * 1001
+    (folder / "certificate.json").write_bytes(certificate_bytes(certificate))
+    (check,) = verify_sampler(folder, trusted_keys=TRUSTED)
+    assert check.name == "certificate form"
+    assert "more than 1000 statements" in check.detail
 
 
 def test_a_repeated_key_is_named(folder: Path) -> None:

@@ -108,6 +108,15 @@ def test_a_head_that_a_coordinator_has_seen_is_given_up_by_name_only(tmp_path: P
     assert verify_ledger(path)[-1].fields["missing"] == ["coordinator"]
 
 
+def test_a_head_that_is_there_is_not_lost_and_marks_no_ledger_as_adopted(tmp_path: Path) -> None:
+    path = backed_up(tmp_path)
+    entries = verify_ledger(path)
+    for entry in (entries[0], entries[-1]):
+        with pytest.raises(LedgerError, match=f"holds entry {entry.hash}: it is not lost"):
+            Ledger.adopt(path, Adoption(reason="a coordinator said so", lost=("ab" * 32, entry.hash)), site="north")
+    assert verify_ledger(path) == entries
+
+
 def test_a_ledger_in_order_a_damaged_one_and_anothers_are_not_adopted(tmp_path: Path) -> None:
     path = backed_up(tmp_path)
     entries = verify_ledger(path)
