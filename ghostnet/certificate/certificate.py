@@ -361,7 +361,6 @@ def _content(folder: Path, name: str, certificate: Mapping[str, Any], plan: Plan
         label_prior=drawn.image.label_prior,
     )
     problem = f"{name} is not what the plan, the run and the weights give; read nothing into it"
-    _require_plain(folder, name)
     path = folder / name
     require(path.stat().st_size == len(expected[name]) and path.read_bytes() == expected[name], problem)
     return "follows from the plan, the run and the weights"

@@ -426,7 +426,6 @@ def test_what_never_ends_is_named_and_not_read(folder: Path, name: str, kind: st
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120, check=True
     )
     assert ("certificate form" if name == "certificate.json" else f"file {name}") in told.stdout.strip().split("|")
-    assert faults(folder) - {"weights", "content README.md", "content config.json"} == {f"file {name}"}
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to endless zeros", "folder"])
