@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ Layout = Literal["plain", "nih", "chexpert"]
 DROP = "drop"
 """In `[labels]`: the image is left out."""
 
-_NAME = re.compile(r"[a-z0-9-]{1,32}")
 _MOST_FRAMES = 64
 
 _TABLED: tuple[Kind, ...] = ("dicom", "images", "nifti", "pacs")
@@ -216,7 +214,7 @@ def _absolute(config: SiteConfig, source: Path) -> SiteConfig:
 
 def _check(config: SiteConfig, source: str) -> None:
     check = partial(check_number, source=source, error=SiteError)
-    if not _NAME.fullmatch(config.name):
+    if not keys.is_name(config.name):
         raise SiteError(f"name = {config.name!r} is not 1 to 32 of a-z, 0-9 and '-'; change it in {source}")
     if config.name == keys.COORDINATOR:
         raise SiteError(f"name = {config.name!r} is the coordinator's in certificates; change it in {source}")

@@ -8,7 +8,6 @@ hospital; its text may not.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from ghostnet.accounting.epsilon import epsilon_pld
 from ghostnet.accounting.events import Event, SharedNoiseSteps, coalition_events
 from ghostnet.accounting.plan_cost import claim, plan_events
 from ghostnet.errors import GhostNetError, PolicyError
+from ghostnet.evidence.keys import DIGEST
 from ghostnet.models import REGISTRY, architecture
 from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
 from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 
 ANY_PLAN = ("any",)
-_HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
 _MOST_VIEWS = 64
 _LEAST_CLIP_NORM, _MOST_CLIP_NORM = 1e-3, 1e3
@@ -286,7 +285,7 @@ def check_coalition(events: Sequence[Event], policy: PolicySpec) -> None:
 
 def _is_approved(plan: Plan, approved: tuple[str, ...]) -> bool:
     """Whether a plan is on the list; "any" opens the list only when it stands alone."""
-    return approved == ANY_PLAN or plan.hash() in {entry for entry in approved if _HASH.fullmatch(entry)}
+    return approved == ANY_PLAN or plan.hash() in {entry for entry in approved if DIGEST.fullmatch(entry)}
 
 
 def _claim(plan: Plan) -> Iterator[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,14 +15,13 @@ import torch
 
 from ghostnet.errors import DataError
 from ghostnet.evidence import keys
+from ghostnet.evidence.keys import DIGEST
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, arrays_sha256, check_arrays, load_arrays
 from ghostnet.plan import Plan
 from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
 from ghostnet.training import warm_start
 from ghostnet.utility import classifier
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def public_stream(name: str) -> int:
@@ -66,9 +64,9 @@ def check_publication(
         DataError: names the file.
     """
     files, names = publication.files, file_names(plan)
-    if set(files) != names or not all(_SHA256.fullmatch(digest) for digest in files.values()):
+    if set(files) != names or not all(DIGEST.fullmatch(digest) for digest in files.values()):
         raise DataError(f"the digests to sign are of {sorted(files)}, not one SHA-256 of each of {sorted(names)}")
-    if bool(plan.warm_start.public) != bool(_SHA256.fullmatch(publication.public_images_sha256)):
+    if bool(plan.warm_start.public) != bool(DIGEST.fullmatch(publication.public_images_sha256)):
         raise DataError("the public images to sign are not named by a SHA-256, where the plan has some and only there")
     if arrays_sha256(generator) != files[WEIGHTS_FILE]:
         raise DataError("the digest to sign is not that of the generator received; send matching weights")

@@ -119,41 +119,11 @@ class Conversation:
         sent = self._heads_to_send()
         known = {"known-heads": protocol.write_known_heads(self.run_id, sent.items())}
         for reply in self.ask(protocol.JOIN, node_ids, config=known, refused=refused):
-            config = {name: str(value) for name, value in reply.content.config_records[protocol.CONFIG].items()}
-            hospital = Hospital(
-                name=config.get("name", ""),
-                node_id=reply.metadata.src_node_id,
-                public_key=config.get("public-key", ""),
-                ledger_head=config["ledger-head"],
-                mask_key=config.get("mask-key", ""),
-                mask_key_signature=config.get("mask-key-signature", ""),
-            )
-            if not keys.is_name(hospital.name):
-                log(WARNING, "a node gives %r as its name; it is left out", hospital.name[:80])
-                refused.append("a node gives no name of 1 to 32 lower-case letters, digits and hyphens")
-                continue
-            if hospital.name == keys.COORDINATOR:
-                log(WARNING, "a hospital calls itself %r, as the coordinator is called; it is left out", hospital.name)
-                refused.append(f"a hospital calls itself {hospital.name!r}; give its site.toml another name")
-                continue
             try:
-                self.plan.federation.weight_of(hospital.name)
-            except PlanError as error:
-                log(WARNING, "%s is left out: %s", hospital.name, error)
+                hospital = self._joined(reply)
+            except (FederationError, PlanError) as error:
+                log(WARNING, "a node is left out: %s", error)
                 refused.append(str(error))
-                continue
-            before = self._known.get(hospital.name)
-            if before is not None and before.public_key != hospital.public_key:
-                log(WARNING, "a node calls itself %s and has another key than before; it is left out", hospital.name)
-                continue
-            if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
-                log(WARNING, "%s has the key of another hospital; it is left out", hospital.name)
-                refused.append(f"{hospital.name} has the key of another hospital, as a copied state folder has")
-                continue
-            document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
-            if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):
-                log(WARNING, "%s does not hold the key that it names; it is left out", hospital.name)
-                refused.append(f"{hospital.name} did not sign with the key that it names")
                 continue
             if any(hospital.name == other.name for other in self.hospitals.values()):
                 raise FederationError(
@@ -165,6 +135,37 @@ class Conversation:
             self.hospitals[hospital.node_id] = hospital
         self._heads.note({hospital.public_key: hospital.ledger_head for hospital in self.hospitals.values()})
         self.require(len(self.hospitals), "joined", refused)
+
+    def _joined(self, reply: Message) -> Hospital:
+        """Who answers a JOIN; nothing that stands in it is trusted.
+
+        Raises:
+            FederationError, PlanError: why that node takes no part.
+        """
+        config = {name: str(value) for name, value in reply.content.config_records[protocol.CONFIG].items()}
+        hospital = Hospital(
+            name=config.get("name", ""),
+            node_id=reply.metadata.src_node_id,
+            public_key=config.get("public-key", ""),
+            ledger_head=config["ledger-head"],
+            mask_key=config.get("mask-key", ""),
+            mask_key_signature=config.get("mask-key-signature", ""),
+        )
+        name = hospital.name
+        if not keys.is_name(name):
+            raise FederationError("a node gives no name of 1 to 32 lower-case letters, digits and hyphens")
+        if name == keys.COORDINATOR:
+            raise FederationError(f"a hospital calls itself {name!r}; give its site.toml another name")
+        self.plan.federation.weight_of(name)
+        before = self._known.get(name)
+        if before is not None and before.public_key != hospital.public_key:
+            raise FederationError(f"a node calls itself {name} and has another key than before")
+        if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
+            raise FederationError(f"{name} has the key of another hospital, as a copied state folder has")
+        document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
+        if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):
+            raise FederationError(f"{name} did not sign with the key that it names")
+        return hospital
 
     def _heads_to_send(self) -> dict[str, str]:
         """Heads by public key for a JOIN: the newest of all runs, and those of an earlier attempt of this one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.errors import VerifyError
 from ghostnet.evidence import keys
 from ghostnet.evidence.answers import read_answered
+from ghostnet.evidence.keys import DIGEST
 from ghostnet.evidence.software import PACKAGES
 from ghostnet.evidence.statement import (
     FORMAT,
@@ -31,7 +31,6 @@ from ghostnet.sampler.folder import file_names
 Look = tuple[str, Callable[[], str]]
 """What is looked at, and what looks: gives words, or raises VerifyError."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SOFTWARE = {"ghostnet", "ghostnet_sha256", "client_sha256", "python", *PACKAGES}
 _LIFETIME = {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta", "protects", "adoptions"}
 _MOST_VERSION = 100  # characters; every version is told
@@ -139,10 +138,10 @@ def _plan(statement: SiteStatement, certificate: Mapping[str, Any], plan: Plan) 
         require(same(statement["released"], certificate["released"]), "its released is not the certificate's")
     if plan.warm_start.public:
         digest = statement["public_images_sha256"]
-        require(isinstance(digest, str) and bool(_SHA256.fullmatch(digest)), "public_images_sha256 is no SHA-256")
+        require(isinstance(digest, str) and bool(DIGEST.fullmatch(digest)), "public_images_sha256 is no SHA-256")
         require(digest == certificate["public_images"]["sha256"], "its public images are not the certificate's")
     head = statement["ledger_head"]
-    require(isinstance(head, str) and bool(_SHA256.fullmatch(head)), "ledger_head is no SHA-256")
+    require(isinstance(head, str) and bool(DIGEST.fullmatch(head)), "ledger_head is no SHA-256")
     return f"{protects(signed_unit(statement, plan))}; ledger head {head}"
 
 
@@ -200,6 +199,6 @@ def _software(statement: SiteStatement) -> str:
     digests = [software[name] for name in ("ghostnet_sha256", "client_sha256")]
     short = all(isinstance(value, str) and len(value) <= _MOST_VERSION for value in software.values())
     require(short, f"a version is not a text of at most {_MOST_VERSION} characters")
-    require(all(_SHA256.fullmatch(digest) for digest in digests), "a digest of sources is no SHA-256")
+    require(all(DIGEST.fullmatch(digest) for digest in digests), "a digest of sources is no SHA-256")
     versions = ", ".join(f"{name} {software[name]}" for name in ("ghostnet", "python", *PACKAGES))
     return f"it says: sources {digests[0][:16]} (ghostnet), {digests[1][:16]} (client); {versions}"

@@ -7,16 +7,15 @@ one entry, with one digest over those of all its answers.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ghostnet.accounting.catalogue import Request, run_requests
 from ghostnet.errors import VerifyError
+from ghostnet.evidence.keys import DIGEST
 from ghostnet.plan import Plan
 from ghostnet.plan.federation import MOST_POOLED_STEPS
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _STEP = Request.STEP.value
 
 
@@ -48,7 +47,7 @@ def read_answered(plan: Plan, answered: Sequence[Mapping[str, Any]], spent: Sequ
     found: dict[str, str] = {}
     for entry in answered:
         fields = {"request", "digest", *(("first", "last", "count") if entry["request"] == "steps" else ())}
-        if set(entry) != fields or not _SHA256.fullmatch(entry["digest"]):
+        if set(entry) != fields or not DIGEST.fullmatch(entry["digest"]):
             raise VerifyError(f"an answer to {entry['request']} is not listed with a digest and nothing else")
         for request in _steps(entry, spent) if entry["request"] == "steps" else (entry["request"],):
             if request in found:

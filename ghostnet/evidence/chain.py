@@ -29,6 +29,7 @@ from typing import Any
 from ghostnet.accounting.epsilon import Event, event_from_dict, event_to_dict
 from ghostnet.errors import GhostNetError, LedgerError
 from ghostnet.evidence import keys
+from ghostnet.evidence.keys import DIGEST
 from ghostnet.plan import Unit
 from ghostnet.plan.unit import UNITS, adjacency
 
@@ -51,7 +52,6 @@ MISSING: dict[str, str] = {
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}")
 _SITE = re.compile(r"|[a-z0-9-]{1,32}")
-_HASH = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _REASON = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_REASON}}}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -112,7 +112,7 @@ def _codes(value: Any) -> bool:
 
 
 def _hashes(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_matches(_HASH), value)) and len(set(value)) == len(value)
+    return isinstance(value, list) and all(map(_matches(DIGEST), value)) and len(set(value)) == len(value)
 
 
 def _list(value: Any) -> bool:
@@ -123,14 +123,14 @@ _COMMON: dict[str, Callable[[Any], bool]] = {"time": _matches(_TIME)}
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "open": {
         "format": _is(FORMAT),
-        "identity": _matches(_HASH),
+        "identity": _matches(DIGEST),
         "site": _matches(_SITE),
         "unit": lambda value: value in UNITS,
         "adjacency": lambda value: value in map(adjacency, UNITS),
     },
     "reserve": {
         "run": _matches(_NAME),
-        "plan_hash": _matches(_HASH),
+        "plan_hash": _matches(DIGEST),
         "events": _list,
         "requests": _names,
         "epsilon": _positive,
@@ -139,9 +139,9 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "epsilon_rdp": _epsilon,
     },
     "begin": {"run": _matches(_NAME), "request": _matches(_NAME)},
-    "commit": {"run": _matches(_NAME), "request": _matches(_NAME), "digest": _matches(_HASH)},
-    "publish": {"run": _matches(_NAME), "digest": _matches(_HASH)},
-    "countersign": {"head": _matches(_HASH), "server": _matches(_HASH), "signature": _matches(_SIGNATURE)},
+    "commit": {"run": _matches(_NAME), "request": _matches(_NAME), "digest": _matches(DIGEST)},
+    "publish": {"run": _matches(_NAME), "digest": _matches(DIGEST)},
+    "countersign": {"head": _matches(DIGEST), "server": _matches(DIGEST), "signature": _matches(_SIGNATURE)},
     "adopt": {"reason": _matches(_REASON), "missing": _codes, "lost": _hashes},
 }
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {"reserve": {"unit": _is("image")}}

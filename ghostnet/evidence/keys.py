@@ -24,10 +24,12 @@ from ghostnet.errors import SiteError
 COORDINATOR = "server"
 """Name of the coordinator among the parties that sign; no hospital may have it."""
 
-_PUBLIC = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""64 hexadecimal digits: a SHA-256, a ledger head, a public key."""
+
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
-_NAMED = re.compile(rf"({_NAME.pattern})=({_PUBLIC.pattern})")
+_NAMED = re.compile(rf"({_NAME.pattern})=({DIGEST.pattern})")
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -97,7 +99,7 @@ def verify(public: str, document: Mapping[str, Any], signature: str) -> bool:
     """
     if not (isinstance(public, str) and isinstance(signature, str)):
         return False
-    if not (_PUBLIC.fullmatch(public) and _SIGNATURE.fullmatch(signature)):
+    if not (DIGEST.fullmatch(public) and _SIGNATURE.fullmatch(signature)):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,13 +21,12 @@ from pathlib import Path
 
 from ghostnet.durable import sync_folder
 from ghostnet.errors import LedgerError
-from ghostnet.evidence.keys import canonical_json
+from ghostnet.evidence.keys import DIGEST, canonical_json
 
 SUFFIX = ".witness"
 UNKNOWN = 0
 _TAIL = 16_384  # bytes read at the end; a line has about 250
 _CLOSED = b"!"  # last byte of a line that was cut off
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 _AT_FDCWD, _STATX_BTIME = -100, 0x800
 _STATX_BYTES, _BTIME_OFFSET = 256, 80  # of struct statx, the same on every Linux
@@ -133,7 +131,7 @@ def _parse(line: bytes) -> Witnessed | None:
         numbers = (witnessed.sequence, witnessed.inode, witnessed.born_ns, witnessed.modified_ns)
         good = canonical_json(document) == line and all(type(number) is int and number >= 0 for number in numbers)
         good = good and witnessed.sequence >= 1
-        good = good and all(_HASH.fullmatch(text) for text in (witnessed.ledger, witnessed.head))
+        good = good and all(DIGEST.fullmatch(text) for text in (witnessed.ledger, witnessed.head))
     except (ValueError, TypeError, RecursionError):
         return None
     return witnessed if good else None

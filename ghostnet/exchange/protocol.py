@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from ghostnet.accounting import catalogue
 from ghostnet.errors import FederationError
+from ghostnet.evidence.keys import DIGEST
 
 JOIN = "query.join"  # the plan, ledger heads seen -> the hospital reserves the run's cost and answers with its head
 WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
@@ -40,14 +41,13 @@ SPENT = 103  # error code: this very request began before and died; asking again
 FAILED = 102  # error code: something else went wrong there; the detail stays in the hospital's log
 
 MAX_KNOWN_HEADS = 1000  # that a JOIN carries, the newest; what is beyond comes with the request after it
-_HEAD = re.compile(r"[0-9a-f]{64}")
-_KNOWN = re.compile(rf"([0-9a-f]{{32}})=({_HEAD.pattern})")
+_KNOWN = re.compile(rf"([0-9a-f]{{32}})=({DIGEST.pattern})")
 MAX_KNOWN_CHARACTERS = MAX_KNOWN_HEADS * (32 + 1 + 64 + 1)
 
 
 def is_head(value: object) -> bool:
     """Whether it is a ledger head in form: 64 hexadecimal digits in lower case."""
-    return isinstance(value, str) and _HEAD.fullmatch(value) is not None
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
 def head_tag(run_id: str, public_key: str) -> str:

@@ -161,7 +161,7 @@ def read_generator(path: Path, config: SamplerConfig) -> nn.Module:
         VerifyError: their digest is another, or they do not fit.
     """
     content = _read_bytes(path, MAX_WEIGHT_BYTES)
-    found = hashlib.sha256(content).hexdigest()
+    found = sha256(content)
     if found != config.weights_sha256:
         raise VerifyError(
             f"{path}: SHA-256 is {found[:16]}..., config.json says {config.weights_sha256[:16]}...; get it again"
