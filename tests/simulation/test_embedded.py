@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import sys
+import termios
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -30,6 +35,12 @@ def _requests(grid: EmbeddedGrid) -> list[Message]:
     ]
 
 
+def _unread(connection: Connection | None) -> int:
+    """Bytes written to a pipe whose other end has not read them."""
+    assert connection is not None
+    return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
 def test_every_hospital_answers_and_its_files_are_opened_in_another_process(grid: EmbeddedGrid) -> None:
     requests = _requests(grid)
     replies = grid.send_and_receive(requests, timeout=60)
@@ -45,8 +56,10 @@ def test_a_worker_that_is_killed_answers_with_an_error_and_works_again(grid: Emb
     grid.send_and_receive(_requests(grid), timeout=60)
     victim = grid._workers[0].process
     assert victim is not None
-    os.kill(victim.pid, signal.SIGSTOP)  # the next message is on its way when it dies
+    os.kill(victim.pid, signal.SIGSTOP)
     ids = grid.push_messages(_requests(grid)[:1])
+    while not _unread(grid._workers[0].connection):  # the message lies before the process when it dies
+        time.sleep(0.01)
     os.kill(victim.pid, signal.SIGKILL)
     replies: list[Message] = []
     while not replies:
