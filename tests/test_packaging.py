@@ -60,7 +60,7 @@ def test_flower_is_one_exact_version_everywhere() -> None:
     app = PROJECT["tool"]["flwr"]["app"]
     assert len({str(r.specifier) for r in flower}) == 1
     assert Version(app["flwr-version-target"]) == pinned_for("3.11")["flwr"]
-    assert Version("1.42.0") not in flower[0].specifier
+    assert Version("1.43.0") not in flower[0].specifier
 
 
 def test_the_installed_packages_are_the_pinned_ones() -> None:
