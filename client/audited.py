@@ -14,6 +14,7 @@ from client.config import load_site
 from client.intake.summary import IntakeTable
 from client.requests import Publication
 from client.site import Joined, Site
+from client.site_toml import write_site
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.audit.every_release import Build
 from ghostnet.exchange import pooled
@@ -24,16 +25,13 @@ from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
 from ghostnet.training import loop, perceptual
 from ghostnet.training.cohort import Cohort
 
-_SITE = """
-name = "{name}"
-[data]
-kind = "npz"
-path = "drawn.npz"
-[policy]
-max_epsilon = 100000.0
-max_coalition_epsilon = 100000.0
-delta = 1e-5
-"""
+_SETTINGS: dict[str, object] = {
+    "data.kind": "npz",
+    "data.path": "drawn.npz",
+    "policy.max_epsilon": 100_000.0,
+    "policy.max_coalition_epsilon": 100_000.0,
+    "policy.delta": 1e-5,
+}
 
 
 class AuditedSite:
@@ -86,7 +84,7 @@ def open_site(folder: Path, name: str, cohort: Cohort, image: ImageSpec, entropy
         entropy: of its coins and its noise; None leaves it its own.
     """
     file = folder / "site.toml"
-    file.write_text(_SITE.format(name=name))
+    write_site(file, _SETTINGS | {"name": name})
     np.savez(folder / "drawn.npz", images=np.zeros((1, image.size, image.size), np.uint8), patient=["drawn"])
     site = Site(load_site(file))
     site._loaded = (image, Cohorts(train=cohort, test=cohort, table=IntakeTable(kind="npz", found=0, taken=0)))

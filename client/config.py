@@ -6,9 +6,8 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from client.modalities import HELD, MODALITIES, BurnedIn, Modality
 from client.pacs_config import PacsSpec, check_pacs
@@ -17,8 +16,9 @@ from ghostnet.errors import SiteError
 from ghostnet.evidence import keys
 from ghostnet.evidence.faults import KEY_NAME
 from ghostnet.evidence.witness import default_witness
-from ghostnet.plan.toml import check_number, read_table
-from ghostnet.training.device import AUTO, check_device_name
+from ghostnet.plan.keys import SET_BY_PROGRAM, Number, field_info, key, kinds_of
+from ghostnet.plan.toml import read_table
+from ghostnet.training.device import AUTO, DEVICE_NAME, check_device_name
 
 Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
 Layout = Literal["plain", "nih", "chexpert"]
@@ -26,97 +26,199 @@ Layout = Literal["plain", "nih", "chexpert"]
 DROP = "drop"
 """In `[labels]`: the image is left out."""
 
-_MOST_FRAMES = 64
-
-_TABLED: tuple[Kind, ...] = ("dicom", "images", "nifti", "pacs")
-_GOES_WITH: dict[str, tuple[Kind, ...]] = {
-    "path": ("dicom", "images", "nifti", "npz"),
-    "labels": _TABLED,
-    "layout": _TABLED,
-    "boxes": ("dicom", "images", "pacs"),
-    "modality": ("images", "nifti"),
-    "frames_per_file": ("dicom", "nifti", "pacs"),
-    "validation": ("npz",),
-}
-"""The keys of [data] that not every kind has."""
+_TABLED: tuple[Kind, ...] = ("dicom", "images", "nifti", "pacs")  # a label table says what their images show
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where the images are."""
+    """Table [data]."""
 
-    kind: Kind  # a folder of DICOM, of PNG and JPEG ("images") or of NIfTI, one NPZ file, or fetched from a PACS
-    path: Path  # the folder, read recursively, or the file; relative to site.toml. Of a PACS: state/pacs
-    labels: Path | None = None  # CSV: which image has which label; every kind but npz
-    layout: Layout = "plain"  # of the label table; "nih" and "chexpert" for images
-    boxes: Path | None = None  # COCO JSON or CSV: where on an image; drawn as a mask where the plan has masks
-    modality: Modality | None = None  # of every image; needed for images and nifti, which do not say it
-    frames_per_file: int = 1  # of a file with several frames or slices, evenly spaced; 1 is the middle one
-    validation: Literal["train", "test", "drop"] = "train"  # the part "val" of a MedMNIST file
+    kind: Annotated[
+        Kind,
+        key(
+            'Kind of data: "dicom", a folder of DICOM files; "images", a folder of PNG and JPEG files; "nifti", a '
+            'folder of NIfTI files; "npz", one file of arrays; "pacs", fetched from an archive.',
+            example="dicom",
+        ),
+    ]
+    path: Annotated[
+        Path,
+        key(
+            "The image folder, read with all its subfolders, or the NPZ file.",
+            kinds=("dicom", "images", "nifti", "npz"),
+            example="images",
+        ),
+    ]
+    labels: Annotated[
+        Path | None,
+        key(
+            "Label table: a CSV that says which image has which label. Columns: image, label and, as needed, patient, "
+            "mask, box. Without patient (pictures, NIfTI) only plans that protect each image by itself are taken. "
+            "image is a path below the image folder; of a PACS: StudyInstanceUID, or that, a slash and "
+            "SOPInstanceUID.",
+            kinds=_TABLED,
+            example="labels.csv",
+        ),
+    ] = None
+    layout: Annotated[
+        Layout,
+        key(
+            'Layout of the label table: "plain" (above), or for images "nih" (ChestX-ray14) or "chexpert".',
+            kinds=_TABLED,
+        ),
+    ] = "plain"
+    boxes: Annotated[
+        Path | None,
+        key(
+            "COCO JSON or CSV that says where on an image something is; drawn as a mask where the plan has masks.",
+            kinds=("dicom", "images", "pacs"),
+            example="boxes.json",
+        ),
+    ] = None
+    modality: Annotated[
+        Modality | None,
+        key("Modality of every image, which such files do not say.", kinds=("images", "nifti"), example="DX"),
+    ] = None
+    frames_per_file: Annotated[
+        int,
+        key(
+            "How many frames or slices of a file that has several are taken, evenly spaced; 1 is the middle one.",
+            ge=1,
+            le=64,
+            kinds=("dicom", "nifti", "pacs"),
+        ),
+    ] = 1
+    validation: Annotated[
+        Literal["train", "test", "drop"],
+        key('What the part "val" of a MedMNIST file counts as; "drop" leaves it out.', kinds=("npz",)),
+    ] = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
-    """How the findings of the label table become labels of the plan (`client.intake.labels.findings`)."""
+    """Table [labels] (`client.intake.labels.findings`)."""
 
-    map: dict[str, str] = field(default_factory=dict)  # finding = label of the plan, or "drop" to look past it
-    uncertain: str = DROP  # an image whose only findings are uncertain: "drop" or a label
-    missing: str = DROP  # an image without a finding that stands for a label: "drop" or a label
-    several: Literal["drop", "first"] = "drop"  # an image of several labels; "first" in the plan's order
+    map: Annotated[
+        dict[str, str],
+        key(
+            "Which finding of the table is which label of the plan. Names that are the same need no line; "
+            '"drop" looks past a finding.',
+            example={"Effusion": "pneumonia"},
+        ),
+    ] = field(default_factory=dict)
+    uncertain: Annotated[
+        str, key('Label of an image whose only findings are uncertain (layout "chexpert"), or "drop" to leave it out.')
+    ] = DROP
+    missing: Annotated[
+        str, key('Label of an image without a finding that stands for a label, or "drop" to leave it out.')
+    ] = DROP
+    several: Annotated[
+        Literal["drop", "first"],
+        key('An image of several labels: "drop" leaves it out, "first" takes the first in the plan\'s order.'),
+    ] = "drop"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortSpec:
-    """How patients are kept apart."""
+    """Table [cohort]."""
 
-    test_fraction: float = 0.2  # share of patients never trained on, by keyed hash; a "split" column wins
-    exclude: Path | None = None  # patient identifiers, one a line: left out from now on (withdrawal)
+    test_fraction: Annotated[
+        Number,
+        key(
+            "Share of patients never trained on, chosen by a keyed hash of the patient. A split column of an NPZ file "
+            "wins.",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.2
+    exclude: Annotated[
+        Path | None,
+        key(
+            "Text file of patient identifiers, one a line: patients who have withdrawn. They are left out from the "
+            "next intake on; what was released and spent before stays. Readable by the site's user alone (0600).",
+            example="withdrawn.txt",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeidentifySpec:
-    """What is done about identifiers in the pixels. Headers are always dropped."""
+    """Table [deidentify]. Headers are always dropped."""
 
-    burned_in: BurnedIn = "blank"  # "blank" text until none is found, "quarantine" any, or "trust" (no search)
-    trusted_modalities: tuple[Modality, ...] = ()  # with "trust": the modalities that are not searched
-    modalities: tuple[Modality, ...] = MODALITIES  # taken at all; others are quarantined
-    held_modalities: tuple[Modality, ...] = HELD  # not taken before a person has looked (`ghostnet site review`)
+    burned_in: Annotated[
+        BurnedIn,
+        key(
+            'Text in the pixels: "blank" blanks it until none is found, "quarantine" leaves images with text out, '
+            '"trust" does not search the trusted modalities.'
+        ),
+    ] = "blank"
+    trusted_modalities: Annotated[
+        tuple[Modality, ...], key('With burned_in = "trust" only: the modalities that are not searched.')
+    ] = ()
+    modalities: Annotated[
+        tuple[Modality, ...], key("Modalities that are taken; an image of any other is left out.")
+    ] = MODALITIES
+    held_modalities: Annotated[
+        tuple[Modality, ...],
+        key(
+            "Modalities that usually carry text: their images wait until a person has looked at them "
+            "(ghostnet site review)."
+        ),
+    ] = HELD
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeSpec:
-    """What this hospital computes on. A plan means the same on every device."""
+    """Table [compute]."""
 
-    device: str = AUTO  # "auto": a GPU where torch sees one; "cpu"; or "cuda:0", "cuda:1", ...
+    device: Annotated[
+        str,
+        key(
+            '"auto" is a GPU where torch sees one, else the CPU; "cpu"; or one GPU by its number, "cuda:0".',
+            schema={"type": "string", "pattern": f"^({DEVICE_NAME.pattern})$", "default": AUTO},
+        ),
+    ] = AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-    """One hospital's site.toml, with absolute paths.
+    """One hospital's site.toml, with absolute paths; `source` is the file that it came from."""
 
-    Attributes:
-        name: the hospital's name in the federation; public.
-        state: folder for the ledger, keys, cache, logs and the hospital's own reports.
-        data: where the images are.
-        labels: how findings become labels.
-        pacs: where the images are fetched from; None for every other kind.
-        cohort: how test patients are split off.
-        deidentify: what is done about text in the pixels.
-        policy: the hospital's limits on any plan.
-        compute: the device of training, fits and classifiers.
-        source: the file this came from.
-    """
-
-    name: str
-    state: Path = Path(".")
-    data: DataSpec
-    labels: LabelSpec = field(default_factory=LabelSpec)
-    pacs: PacsSpec | None = None
-    cohort: CohortSpec = field(default_factory=CohortSpec)
-    deidentify: DeidentifySpec = field(default_factory=DeidentifySpec)
-    policy: PolicySpec
-    compute: ComputeSpec = field(default_factory=ComputeSpec)
-    source: Path = Path()
+    name: Annotated[
+        str,
+        key(
+            "The hospital's name in the federation: 1 to 32 of a-z, 0-9 and -. It is public.",
+            schema={"type": "string", "pattern": f"^{keys.NAME.pattern}$"},
+            example="north",
+        ),
+    ]
+    state: Annotated[
+        Path,
+        key(
+            "Folder for the ledger, keys, cache, log and the hospital's own reports. It lies outside the image folder, "
+            "on a disk that only the site's user can read. Back up the ledger and the keys. A budget belongs to one "
+            "state folder: a second site.toml over the same images has a budget of its own."
+        ),
+    ] = Path(".")
+    data: Annotated[DataSpec, key("Where the images are. They are read and never written to.")]
+    labels: Annotated[
+        LabelSpec, key("How the findings of the label table become the plan's labels.", kinds=_TABLED)
+    ] = field(default_factory=LabelSpec)
+    pacs: Annotated[
+        PacsSpec | None, key("The archive that the images are fetched from, to state/pacs.", kinds=("pacs",))
+    ] = None
+    cohort: Annotated[CohortSpec, key("How patients are kept apart.")] = field(default_factory=CohortSpec)
+    deidentify: Annotated[
+        DeidentifySpec, key("What is done about text in the pixels. Headers are dropped in any case.")
+    ] = field(default_factory=DeidentifySpec)
+    policy: Annotated[
+        PolicySpec,
+        key("The hospital's limits: they can refuse a plan, and never widen one (docs/privacy-officer.md)."),
+    ]
+    compute: Annotated[ComputeSpec, key("The hardware of this machine. It changes no promise and no plan.")] = field(
+        default_factory=ComputeSpec
+    )
+    source: Annotated[Path, SET_BY_PROGRAM] = Path()
 
     @property
     def ledger_path(self) -> Path:
@@ -165,10 +267,12 @@ def _fitting(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("kind") not in (*_TABLED, "npz"):
         return raw  # what is wrong is said where types are checked
     kind = data["kind"]
-    for key, kinds in _GOES_WITH.items():
-        if key in data and kind not in kinds:
+    for name in (spec.name for spec in dataclasses.fields(DataSpec)):
+        kinds = kinds_of(field_info(DataSpec, name)) or (kind,)
+        if name in data and kind not in kinds:
             raise SiteError(
-                f"[data].{key} does not go with kind = {kind!r} (only with {', '.join(kinds)}); remove it from {source}"
+                f"[data].{name} does not go with kind = {kind!r} (only with {', '.join(kinds)}); "
+                f"remove it from {source}"
             )
     if "labels" in raw and kind == "npz":
         raise SiteError(f"[labels] does not go with kind = 'npz', whose labels are numbers; remove it from {source}")
@@ -176,7 +280,7 @@ def _fitting(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if kind in _TABLED and "labels" not in data and not (kind == "pacs" and dated):
         columns = "image,patient,label" if kind in ("images", "nifti") else "image,label"
         raise SiteError(f"[data].labels is missing; kind = {kind!r} needs a CSV with the columns {columns} in {source}")
-    if "modality" not in data and kind in _GOES_WITH["modality"]:
+    if "modality" not in data and kind in kinds_of(field_info(DataSpec, "modality")):
         raise SiteError(f"[data].modality is missing; kind = {kind!r} needs one of {', '.join(MODALITIES)} in {source}")
     return _with_pacs(raw, data, source)
 
@@ -213,13 +317,10 @@ def _absolute(config: SiteConfig, source: Path) -> SiteConfig:
 
 
 def _check(config: SiteConfig, source: str) -> None:
-    check = partial(check_number, source=source, error=SiteError)
     if not keys.is_name(config.name):
         raise SiteError(f"name = {config.name!r} is not 1 to 32 of a-z, 0-9 and '-'; change it in {source}")
     if config.name == keys.COORDINATOR:
         raise SiteError(f"name = {config.name!r} is the coordinator's in certificates; change it in {source}")
-    check(config.cohort.test_fraction, key="cohort.test_fraction", low=0, below=1)
-    check(config.data.frames_per_file, key="data.frames_per_file", low=1, high=_MOST_FRAMES)
     data = config.data
     folder = data.kind not in ("npz", "pacs")
     if data.kind != "pacs" and (config.state == data.path or (folder and config.state.is_relative_to(data.path))):

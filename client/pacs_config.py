@@ -8,45 +8,90 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from ghostnet.errors import SiteError
-from ghostnet.plan.toml import check_number
+from ghostnet.plan.keys import Number, key, keys_of
 
 _AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")  # PS3.5 section 6.2, VR AE: no backslash
 _DATES = re.compile(r"\d{8}|\d{8}-(?:\d{8})?|-\d{8}")  # PS3.4 section C.2.2.2.5: range matching
 _MODALITY = re.compile(r"[A-Z0-9_ ]{2,16}")
 _MOST_CREDENTIALS = 1 << 14  # bytes; signed tokens run to a few thousand
-_FOR_DICOMWEB = ("url", "credentials")
-_FOR_DIMSE = ("host", "port", "called_aet", "calling_aet", "retrieve", "move_address", "move_port", "tls")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PacsSpec:
     """How the images are fetched. Keys of the other protocol are errors."""
 
-    protocol: Literal["dicomweb", "dimse"]
-    url: str = ""  # dicomweb: the service's root, "https://pacs.example/dicom-web"
-    credentials: Path | None = None  # dicomweb: file, mode 0600, of one line: user:password or a bearer token
-    host: str = ""  # dimse
-    port: int = 104  # dimse
-    called_aet: str = ""  # dimse: the PACS's application entity title
-    calling_aet: str = "GHOSTNET"  # dimse: ours, as the PACS knows it
-    retrieve: Literal["get", "move"] = "get"  # dimse: C-GET, or C-MOVE to calling_aet at move_address:move_port
-    move_address: str = ""  # dimse, move: IP address of this machine to listen on, only while fetching
-    move_port: int = 11112  # dimse, move
-    tls: bool = False  # dimse: the PACS's certificate is always verified
-    ca_file: Path | None = None  # PEM; which certificates to trust instead of the public ones
-    client_certificate: Path | None = None  # PEM with certificate and key, mode 0600; where the PACS asks for one
-    modalities: tuple[str, ...] = ()  # fetched at all; none named: every kind of image that is taken in
-    study_date: str = ""  # without a label table: "20200101-20201231", either end may be left out
-    timeout_s: float = 30.0  # without a byte or an answer
-    patience_s: float = 300.0  # how long to wait for a PACS that is down, without any image arriving
-    max_file_mib: int = 1024  # larger files are left out
-    max_total_gib: float = 200.0  # of all files on disk
+    protocol: Annotated[
+        Literal["dicomweb", "dimse"],
+        key('Protocol: "dicomweb" (QIDO-RS and WADO-RS) or "dimse" (C-FIND and C-GET or C-MOVE).', example="dicomweb"),
+    ]
+    url: Annotated[
+        str, key("Root of the DICOMweb service.", kinds=("dicomweb",), example="https://pacs.example/dicom-web")
+    ] = ""
+    credentials: Annotated[
+        Path | None,
+        key(
+            "File, readable by the site's user alone (0600), of one line: user:password or a bearer token.",
+            kinds=("dicomweb",),
+            example="pacs.credentials",
+        ),
+    ] = None
+    host: Annotated[str, key("The archive's host name or address.", kinds=("dimse",), example="pacs.example")] = ""
+    port: Annotated[int, key("The archive's port.", ge=1, le=65535, kinds=("dimse",))] = 104
+    called_aet: Annotated[str, key("The archive's application entity title.", kinds=("dimse",), example="PACS")] = ""
+    calling_aet: Annotated[str, key("Our application entity title, as the archive knows it.", kinds=("dimse",))] = (
+        "GHOSTNET"
+    )
+    retrieve: Annotated[
+        Literal["get", "move"],
+        key(
+            '"get" is C-GET, on our own connection; "move" is C-MOVE: the archive connects back to '
+            "move_address:move_port.",
+            kinds=("dimse",),
+        ),
+    ] = "get"
+    move_address: Annotated[
+        str,
+        key(
+            'With retrieve = "move": IP address of this machine to listen on, only while fetching.',
+            kinds=("dimse",),
+            example="192.0.2.10",
+        ),
+    ] = ""
+    move_port: Annotated[int, key('With retrieve = "move": the port.', ge=1, le=65535, kinds=("dimse",))] = 11112
+    tls: Annotated[bool, key("TLS; the archive's certificate is then verified.", kinds=("dimse",))] = False
+    ca_file: Annotated[
+        Path | None,
+        key("PEM file of the certificates to trust, instead of the public ones.", example="hospital-ca.pem"),
+    ] = None
+    client_certificate: Annotated[
+        Path | None,
+        key("PEM file (0600) with our certificate and its key, where the archive asks for one.", example="client.pem"),
+    ] = None
+    modalities: Annotated[
+        tuple[str, ...],
+        key("Modalities that are fetched; left out: every one that is taken in.", example=["CR", "DX"]),
+    ] = ()
+    study_date: Annotated[
+        str,
+        key(
+            "Without a label table: studies of these days, YYYYMMDD-YYYYMMDD; either end may be left out.",
+            example="20200101-20201231",
+        ),
+    ] = ""
+    timeout_s: Annotated[
+        Number, key("Without a byte or an answer, before a request is given up.", gt=0, le=3600, unit="seconds")
+    ] = 30.0
+    patience_s: Annotated[
+        Number,
+        key("Wait for an archive that is down, without any image arriving.", ge=0, le=86400, unit="seconds"),
+    ] = 300.0
+    max_file_mib: Annotated[int, key("Larger files are left out.", ge=1, le=65536, unit="MiB")] = 1024
+    max_total_gib: Annotated[Number, key("Of all files on disk together.", gt=0, le=1 << 20, unit="GiB")] = 200.0
 
     @property
     def file_bytes(self) -> int:
@@ -72,22 +117,15 @@ def check_pacs(spec: PacsSpec, source: str) -> None:
     Raises:
         SiteError: naming the key.
     """
-    others = _FOR_DIMSE if spec.protocol == "dicomweb" else _FOR_DICOMWEB
-    plain = PacsSpec(protocol=spec.protocol)
-    for name in others:
-        if getattr(spec, name) != getattr(plain, name):
-            raise SiteError(f"[pacs].{name} is not for protocol = {spec.protocol!r}; remove it from {source}")
+    for other in keys_of(PacsSpec):
+        if other.kinds and spec.protocol not in other.kinds and getattr(spec, other.name) != other.default:
+            raise SiteError(f"[pacs].{other.name} is not for protocol = {spec.protocol!r}; remove it from {source}")
     _check_dicomweb(spec, source) if spec.protocol == "dicomweb" else _check_dimse(spec, source)
     if spec.study_date and not _DATES.fullmatch(spec.study_date):
         raise SiteError(f'[pacs].study_date = {spec.study_date!r} is not like "20200101-20201231"; set it in {source}')
     for modality in spec.modalities:
         if not _MODALITY.fullmatch(modality):
             raise SiteError(f'[pacs].modalities holds {modality!r}, not a code like "CR"; change it in {source}')
-    check = partial(check_number, source=source, error=SiteError)
-    check(spec.timeout_s, key="pacs.timeout_s", above=0, high=3600)
-    check(spec.patience_s, key="pacs.patience_s", low=0, high=86400)
-    check(spec.max_file_mib, key="pacs.max_file_mib", low=1, high=65536)
-    check(spec.max_total_gib, key="pacs.max_total_gib", above=0, high=1 << 20)
 
 
 def _check_dicomweb(spec: PacsSpec, source: str) -> None:
@@ -113,8 +151,6 @@ def _check_dimse(spec: PacsSpec, source: str) -> None:
     for name in ("called_aet", "calling_aet"):
         if not _AE_TITLE.fullmatch(getattr(spec, name)):
             raise SiteError(f"[pacs].{name} = {getattr(spec, name)!r} is not 1 to 16 characters; set it in {source}")
-    for name in ("port", "move_port"):
-        check_number(getattr(spec, name), key=f"pacs.{name}", low=1, high=65535, source=source, error=SiteError)
     if not spec.tls and (spec.ca_file or spec.client_certificate):
         raise SiteError(f"[pacs].ca_file and client_certificate are for TLS; set tls = true in {source}")
     if spec.retrieve == "get":

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from client.masking import known_peers
 from ghostnet.accounting.catalogue import CATALOGUE, Mechanism, plan_value
@@ -22,6 +23,7 @@ from ghostnet.evidence.keys import DIGEST
 from ghostnet.models import REGISTRY, architecture
 from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
 from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
+from ghostnet.plan.keys import Number, key
 
 ANY_PLAN = ("any",)
 _MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
@@ -55,18 +57,66 @@ _MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about 
 class PolicySpec:
     """The hospital's limits: table [policy] of site.toml."""
 
-    max_epsilon: float  # most that all runs together may spend of one patient's budget, by PLD
-    delta: float  # at which max_epsilon is counted; a plan's own delta may be smaller
-    min_noise_multiplier: float = 0.3  # least noise of every mechanism that is on
-    max_rounds: int = 1000
-    max_steps: int = 100_000  # discriminator steps of one run
-    max_sampling_rate: float = 0.5
-    max_coalition_epsilon: float = 0.0  # share = "pooled": most that all runs together may tell the coordinator and all
-    # other hospitals, who could put their parts together; 0 = this hospital takes no part in pooled runs
-    peers: tuple[str, ...] = ()  # pooled: "name=public key" of every other hospital; () = as the coordinator says first
-    approved_plans: tuple[str, ...] = ANY_PLAN  # ("any",), or the SHA-256 of each plan that a person has approved
-    witness: Path | None = None  # the ledger's second witness, a file outside the state folder; None: beside it
-    allow_real_reference: bool = False  # simulation only: a classifier trained on the real images, outside the budget
+    max_epsilon: Annotated[
+        Number,
+        key(
+            "Most of a patient's privacy budget that all runs together may ever spend, as epsilon by PLD. People "
+            "decide this.",
+            gt=0,
+            example=8.0,
+        ),
+    ]
+    delta: Annotated[
+        Number,
+        key(
+            "Delta at which max_epsilon is counted, well below 1 divided by the hospital's number of patients. A "
+            "plan's own may be smaller.",
+            gt=0,
+            lt=1,
+            example=1e-5,
+        ),
+    ]
+    min_noise_multiplier: Annotated[
+        Number, key("Least noise of every mechanism that is on.", gt=0, unit="sensitivities")
+    ] = 0.3
+    max_rounds: Annotated[int, key("Most rounds of one run.", ge=0)] = 1000
+    max_steps: Annotated[int, key("Most discriminator steps of one run.", ge=0)] = 100_000
+    max_sampling_rate: Annotated[Number, key("Largest probability with which a patient joins a step.", gt=0, le=1)] = (
+        0.5
+    )
+    max_coalition_epsilon: Annotated[
+        Number,
+        key(
+            'Only for plans with share = "pooled": the most that all runs together may tell the coordinator and all '
+            "other hospitals, who could put their parts together; 0: this hospital takes no part in pooled runs.",
+            ge=0,
+        ),
+    ] = 0.0
+    peers: Annotated[
+        tuple[str, ...],
+        key(
+            'Only for plans with share = "pooled": "name=public key" of every other hospital; empty: as the '
+            "coordinator says first."
+        ),
+    ] = ()
+    approved_plans: Annotated[
+        tuple[str, ...],
+        key('The SHA-256 of each plan that a person has approved (ghostnet plan check prints it), or "any".'),
+    ] = ANY_PLAN
+    witness: Annotated[
+        Path | None,
+        key(
+            "File outside the state folder in which every ledger entry is noted too, by appending a line. A ledger "
+            "that was restored from an older copy, copied or lost is then refused. Left out: beside the state folder, "
+            "with its name and .witness. Better: on another disk, append-only (chattr +a), or on a WORM share that "
+            "takes appends. Never restore it from a backup.",
+            example="/mnt/other-disk/north.witness",
+        ),
+    ] = None
+    allow_real_reference: Annotated[
+        bool,
+        key("A simulation may also train a classifier on the real images, outside the budget; not for patients."),
+    ] = False
 
 
 def check_plan(plan: Plan, policy: PolicySpec) -> None:
@@ -148,16 +198,16 @@ def _noise(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         yield f"P03: [policy].min_noise_multiplier = {policy.min_noise_multiplier} is not > 0; set it in site.toml"
     wanted = f"is not a finite number >= {policy.min_noise_multiplier} ([policy].min_noise_multiplier)"
     trains = plan.federation.rounds != 0 or plan.privacy.steps != 0
-    for code, key, is_switch in dict.fromkeys(
+    for code, dotted, is_switch in dict.fromkeys(
         (s.policy_code, s.noise_key, s.mechanism is Mechanism.GAUSSIAN) for s in CATALOGUE
     ):
-        value = plan_value(plan, key)
+        value = plan_value(plan, dotted)
         if _number(value) >= least:
             continue
         if not is_switch and trains:
-            yield f"{code}: {key} = {value} {wanted}"
+            yield f"{code}: {dotted} = {value} {wanted}"
         elif is_switch and not _number(value) == 0:  # 0 switches it off; nothing is released then
-            yield f"{code}: {key} = {value} is neither 0 (off) nor enough: it {wanted}"
+            yield f"{code}: {dotted} = {value} is neither 0 (off) nor enough: it {wanted}"
 
 
 def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
@@ -187,11 +237,10 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
 
 
 def _load(plan: Plan) -> Iterator[str]:
-    for key, most in _MOST_OF.items():
-        table, _, name = key.partition(".")
-        value = getattr(getattr(plan, table), name)
+    for dotted, most in _MOST_OF.items():
+        value = plan_value(plan, dotted)
         if not 1 <= _whole(value) <= most:
-            yield f"P14: {key} = {value} is not 1 to {most}, which is what this hospital computes for anybody"
+            yield f"P14: {dotted} = {value} is not 1 to {most}, which is what this hospital computes for anybody"
     if len(plan.image.labels) > _MOST_IMAGES:
         yield f"P14: {len(plan.image.labels)} labels are more than {_MOST_IMAGES}"
     for what, numbers, most in _products(plan):
@@ -200,12 +249,12 @@ def _load(plan: Plan) -> Iterator[str]:
 
 
 def _ranges(plan: Plan) -> Iterator[str]:
-    asked = {key: getattr(getattr(plan, key.partition(".")[0]), key.partition(".")[2]) for key in _RANGE_OF}
+    asked = {dotted: plan_value(plan, dotted) for dotted in _RANGE_OF}
     scales = {f"warm_start.more_bandwidths[{i}]": scale for i, scale in enumerate(plan.warm_start.more_bandwidths)}
-    for key, value in (asked | scales).items():
-        least, most = _RANGE_OF.get(key, _RANGE_OF["warm_start.bandwidth"])
+    for dotted, value in (asked | scales).items():
+        least, most = _RANGE_OF.get(dotted, _RANGE_OF["warm_start.bandwidth"])
         if not least <= _number(value) <= most:
-            yield f"P20: {key} = {value} is not {least:g} to {most:g}, the range that this hospital computes in"
+            yield f"P20: {dotted} = {value} is not {least:g} to {most:g}, the range that this hospital computes in"
 
 
 def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:

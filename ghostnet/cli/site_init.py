@@ -6,51 +6,67 @@ import csv
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import click
 import typer
 
-from client.config import load_site
+from client.config import SiteConfig
 from client.intake.folder import has_signature
 from client.intake.task import Format
-from client.modalities import MODALITIES
+from client.site_toml import refuse_existing, write_site
 from ghostnet.cli.console import results
-from ghostnet.cli.site_template import ALL, site_text
 from ghostnet.errors import SiteError
+from ghostnet.plan.keys import keys_of
+from ghostnet.plan.template import explained
 
 _MOST_LOOKED_AT = 2000  # files; the kind shows long before
 _KINDS: dict[Format, str] = {"dicom": "dicom", "nifti": "nifti", "picture": "images"}
 
 
+_KEYS = {key.dotted: key for key in keys_of(SiteConfig)}
+
+
+def _flag(dotted: str) -> str:
+    """The option that gives a key."""
+    if dotted == "labels.missing":
+        return "--missing-label"
+    key = _KEYS[dotted]
+    return f"--{'pacs-' if key.table == 'pacs' else ''}{key.name}".replace("_", "-")
+
+
+def _option(dotted: str) -> Any:
+    key, flag = _KEYS[dotted], _flag(dotted)
+    return typer.Option(f"{flag}/--no{flag[1:]}" if key.hint is bool else flag, help=explained(key, brief=True))
+
+
 def init(
     folder: Annotated[Path, typer.Argument(help="Where site.toml goes; images are looked for here.")] = Path(),
-    name: Annotated[str | None, typer.Option(help="The hospital's name in the federation: a-z, 0-9 and -.")] = None,
-    kind: Annotated[str | None, typer.Option(help=f"{', '.join(ALL)}; proposed from what the folder holds.")] = None,
-    path: Annotated[str | None, typer.Option(help="The image folder, or the NPZ file.")] = None,
-    labels: Annotated[str | None, typer.Option(help="CSV: which image has which label.")] = None,
-    layout: Annotated[str | None, typer.Option(help="Of that table: plain, nih, chexpert.")] = None,
-    boxes: Annotated[str | None, typer.Option(help="COCO JSON or CSV: where on an image. Not asked for.")] = None,
-    modality: Annotated[str | None, typer.Option(help="Of every image, for images and nifti.")] = None,
-    state: Annotated[str | None, typer.Option(help="Folder for ledger, keys, cache and log.")] = None,
-    test_fraction: Annotated[float | None, typer.Option(help="Share of patients never trained on.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="List of withdrawn patients. Not asked for.")] = None,
-    burned_in: Annotated[str | None, typer.Option(help="Text in the pixels: blank or quarantine.")] = None,
-    max_epsilon: Annotated[float | None, typer.Option(help="Most of a patient's budget, over all runs.")] = None,
-    delta: Annotated[float | None, typer.Option(help="At which it is counted; well below 1 / patients.")] = None,
-    pacs_protocol: Annotated[str | None, typer.Option(help="dicomweb or dimse.")] = None,
-    pacs_url: Annotated[str | None, typer.Option(help="DICOMweb: root of the service.")] = None,
-    pacs_host: Annotated[str | None, typer.Option(help="DIMSE: host of the archive.")] = None,
-    pacs_port: Annotated[int | None, typer.Option(help="DIMSE: its port.")] = None,
-    pacs_called_aet: Annotated[str | None, typer.Option(help="DIMSE: its application entity title.")] = None,
-    pacs_calling_aet: Annotated[str | None, typer.Option(help="DIMSE: our title. Not asked for.")] = None,
-    pacs_tls: Annotated[bool | None, typer.Option(help="DIMSE: over TLS. Not asked for.")] = None,
-    pacs_credentials: Annotated[str | None, typer.Option(help="DICOMweb: file (0600). Not asked for.")] = None,
-    pacs_ca_file: Annotated[str | None, typer.Option(help="PEM to trust. Not asked for.")] = None,
-    pacs_client_certificate: Annotated[str | None, typer.Option(help="PEM with key (0600). Not asked for.")] = None,
-    pacs_study_date: Annotated[
-        str | None, typer.Option(help="Without a label table: YYYYMMDD-YYYYMMDD, whose studies are fetched.")
-    ] = None,
-    missing_label: Annotated[str | None, typer.Option(help="Label of images without a finding, or drop.")] = None,
+    name: Annotated[str | None, _option("name")] = None,
+    kind: Annotated[str | None, _option("data.kind")] = None,
+    path: Annotated[str | None, _option("data.path")] = None,
+    labels: Annotated[str | None, _option("data.labels")] = None,
+    layout: Annotated[str | None, _option("data.layout")] = None,
+    boxes: Annotated[str | None, _option("data.boxes")] = None,
+    modality: Annotated[str | None, _option("data.modality")] = None,
+    state: Annotated[str | None, _option("state")] = None,
+    test_fraction: Annotated[float | None, _option("cohort.test_fraction")] = None,
+    exclude: Annotated[str | None, _option("cohort.exclude")] = None,
+    burned_in: Annotated[str | None, _option("deidentify.burned_in")] = None,
+    max_epsilon: Annotated[float | None, _option("policy.max_epsilon")] = None,
+    delta: Annotated[float | None, _option("policy.delta")] = None,
+    pacs_protocol: Annotated[str | None, _option("pacs.protocol")] = None,
+    pacs_url: Annotated[str | None, _option("pacs.url")] = None,
+    pacs_host: Annotated[str | None, _option("pacs.host")] = None,
+    pacs_port: Annotated[int | None, _option("pacs.port")] = None,
+    pacs_called_aet: Annotated[str | None, _option("pacs.called_aet")] = None,
+    pacs_calling_aet: Annotated[str | None, _option("pacs.calling_aet")] = None,
+    pacs_tls: Annotated[bool | None, _option("pacs.tls")] = None,
+    pacs_credentials: Annotated[str | None, _option("pacs.credentials")] = None,
+    pacs_ca_file: Annotated[str | None, _option("pacs.ca_file")] = None,
+    pacs_client_certificate: Annotated[str | None, _option("pacs.client_certificate")] = None,
+    pacs_study_date: Annotated[str | None, _option("pacs.study_date")] = None,
+    missing_label: Annotated[str | None, _option("labels.missing")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is proposed; fail if nothing is.")] = False,
 ) -> None:
     """Write a site.toml in which every key is explained; asks for what is not given as an option.
@@ -58,7 +74,7 @@ def init(
     Exit code 4 when the answers do not fit together, or when there is a site.toml already: it is never overwritten.
     """
     target = folder / "site.toml"
-    _refuse_existing(target)
+    refuse_existing(target)
     given = {
         "name": name,
         "state": state,
@@ -99,27 +115,6 @@ def init(
     )
 
 
-def write_site(target: Path, values: dict[str, Any]) -> None:
-    """Writes a site.toml, after `load_site` has read the very same text.
-
-    Raises:
-        SiteError: the values do not fit together, or there is such a file already; nothing is left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(site_text(values), encoding="utf-8")
-        load_site(draft)
-        os.link(draft, target)
-    except SiteError as error:
-        raise SiteError(str(error).replace(str(draft), str(target))) from None
-    except OSError as error:
-        _refuse_existing(target)
-        raise SiteError(f"{target} cannot be written ({error.__class__.__name__}); give a folder that can") from None
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class _Questions:
     """Answers so far: from options, from what is proposed, or from the keyboard."""
 
@@ -127,53 +122,53 @@ class _Questions:
         self.values = values
         self._yes = yes
 
-    def ask(self, key: str, text: str, proposed: Any = None, kind: Any = str) -> Any:
-        """The answer to one question; one that was given as an option is not asked."""
-        if key not in self.values:
+    def ask(self, dotted: str, proposed: Any = None) -> Any:
+        """The answer to the question about one key; one that was given as an option is not asked."""
+        if dotted not in self.values:
             if self._yes and proposed is None:
-                option = _OPTIONS.get(key) or key.removeprefix("data.").removeprefix("policy.").removeprefix("cohort.")
-                raise SiteError(f"{key} is not given, and nothing can be proposed; add --{option.translate(_DASHES)}")
-            self.values[key] = proposed if self._yes else typer.prompt(text, default=proposed, type=kind, err=True)
-        return self.values[key]
+                raise SiteError(f"{dotted} is not given, and nothing can be proposed; add {_flag(dotted)}")
+            self.values[dotted] = proposed if self._yes else _prompt(dotted, proposed)
+        return self.values[dotted]
 
 
-_OPTIONS = {"labels.missing": "missing-label"}
-_DASHES = str.maketrans("._", "--")
+def _prompt(dotted: str, proposed: Any) -> Any:
+    hint = _KEYS[dotted].hint
+    kind = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint if hint in (int, float) else str
+    return typer.prompt(explained(_KEYS[dotted], brief=True), default=proposed, type=kind, show_choices=False, err=True)
 
 
 def _ask(answers: _Questions, folder: Path) -> None:
-    answers.ask("name", "The hospital's name in the federation (a-z, 0-9 and -)")
+    answers.ask("name")
     path, kind = _propose(folder, answers.values.get("data.path"))
-    kind = answers.ask("data.kind", f"Kind of data ({', '.join(ALL)})", kind)
+    kind = answers.ask("data.kind", kind)
     if kind == "pacs":
         answers.values.pop("data.path", None)
         _ask_pacs(answers)
     else:
-        answers.ask("data.path", "The NPZ file" if kind == "npz" else "The image folder, from site.toml", path)
+        answers.ask("data.path", path)
     if kind == "pacs" and "data.labels" not in answers.values and "pacs.study_date" in answers.values:
-        answers.ask("labels.missing", "Label of the plan that all these studies have")
+        answers.ask("labels.missing")
     elif kind != "npz":
-        proposed = _propose_labels(folder, answers.values.get("data.path"))
-        table = answers.ask("data.labels", "Label table (CSV)", proposed)
+        table = answers.ask("data.labels", _propose_labels(folder, answers.values.get("data.path")))
         if kind == "images":
-            answers.ask("data.layout", "Its layout (plain, nih, chexpert)", _layout_of(folder / table))
-    if kind in ("images", "nifti"):
-        answers.ask("data.modality", f"Modality of every image ({', '.join(MODALITIES)})")
+            answers.ask("data.layout", _layout_of(folder / table))
+    if kind in _KEYS["data.modality"].kinds:
+        answers.ask("data.modality")
     beside = (folder / answers.values.get("data.path", "images")).resolve() == folder.resolve()
-    answers.ask("state", "Folder for ledger, keys and cache", "../ghostnet-state" if beside else "state")
-    answers.ask("cohort.test_fraction", "Share of patients never trained on", 0.2, float)
-    answers.ask("deidentify.burned_in", "Text in the pixels (blank, quarantine)", "blank")
-    answers.ask("policy.max_epsilon", "The most of a patient's privacy budget, over all runs (epsilon)", None, float)
-    answers.ask("policy.delta", "Delta, well below 1 / number of patients", None, float)
+    answers.ask("state", "../ghostnet-state" if beside else "state")
+    for dotted in ("cohort.test_fraction", "deidentify.burned_in"):
+        answers.ask(dotted, _KEYS[dotted].default)
+    answers.ask("policy.max_epsilon")
+    answers.ask("policy.delta")
 
 
 def _ask_pacs(answers: _Questions) -> None:
-    if answers.ask("pacs.protocol", "Protocol (dicomweb, dimse)", "dicomweb") == "dicomweb":
-        answers.ask("pacs.url", "Root of the DICOMweb service")
+    if answers.ask("pacs.protocol", _KEYS["pacs.protocol"].example) == "dicomweb":
+        answers.ask("pacs.url")
         return
-    answers.ask("pacs.host", "Host of the archive")
-    answers.ask("pacs.port", "Its port", 104, int)
-    answers.ask("pacs.called_aet", "Its application entity title")
+    answers.ask("pacs.host")
+    answers.ask("pacs.port", _KEYS["pacs.port"].default)
+    answers.ask("pacs.called_aet")
 
 
 def _propose(folder: Path, path: str | None) -> tuple[str | None, str | None]:
@@ -243,8 +238,3 @@ def _layout_of(table: Path) -> str:
     if {"Image Index", "Finding Labels"} <= columns:
         return "nih"
     return "chexpert" if {"Path", "Frontal/Lateral"} <= columns else "plain"
-
-
-def _refuse_existing(target: Path) -> None:
-    if os.path.lexists(target):
-        raise SiteError(f"{target} is there already; edit it, or give another folder")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tomli_w
 import typer
 
 from ghostnet.accounting.suggest import Suggestion
 from ghostnet.accounting.suggest import suggest as propose
 from ghostnet.cli.console import results
 from ghostnet.errors import PlanError
+from ghostnet.plan import Plan
+from ghostnet.plan.template import file_text
 
-HEADER = """\
-# Proposed by `ghostnet plan suggest` from public numbers: {given}.
-# Expect: {verdict}.
+HEADING = """\
+Proposed by `ghostnet plan suggest` from public numbers: {given}.
+Expect: {verdict}.
 {reasons}
-#
-# Every key is explained in docs/examples/chest.toml. Next: ghostnet plan check THIS_FILE
-
-"""
+Next: ghostnet plan check THIS_FILE"""
 
 
 def suggest(
@@ -74,9 +73,17 @@ def suggest(
 
 def plan_text(suggestion: Suggestion, given: str) -> str:
     """The plan as TOML, its reasons above it as comments."""
-    reasons = "\n".join(f"#   - {reason}" for reason in suggestion.reasons)
-    header = HEADER.format(given=given, verdict=suggestion.verdict, reasons=reasons)
-    return header + tomli_w.dumps(suggestion.plan.to_dict())
+    reasons = "\n".join(f"- {reason}" for reason in suggestion.reasons)
+    heading = HEADING.format(given=given, verdict=suggestion.verdict, reasons=reasons)
+    return file_text(Plan, _flat(suggestion.plan.to_dict()), heading=heading)
+
+
+def _flat(tables: Mapping[str, Any], table: str = "") -> dict[str, object]:
+    """The values of a plan by dotted key."""
+    found: dict[str, object] = {}
+    for name, value in tables.items():
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {f"{table}{name}": value}
+    return found
 
 
 def _figures(suggestion: Suggestion) -> dict[str, object]:

@@ -28,8 +28,11 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 """64 hexadecimal digits: a SHA-256, a ledger head, a public key."""
 
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
-_NAME = re.compile(r"[a-z0-9-]{1,32}")
-_NAMED = re.compile(rf"({_NAME.pattern})=({DIGEST.pattern})")
+NAME = re.compile(r"[a-z0-9-]{1,32}")
+"""What a party can be called."""
+
+
+_NAMED = re.compile(rf"({NAME.pattern})=({DIGEST.pattern})")
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -63,7 +66,7 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
 
 def is_name(text: str) -> bool:
     """Whether a party can be called so: 1 to 32 lower-case letters, digits and hyphens."""
-    return _NAME.fullmatch(text) is not None
+    return NAME.fullmatch(text) is not None
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:

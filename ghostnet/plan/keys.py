@@ -19,6 +19,9 @@ from pydantic.fields import FieldInfo
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number."""
 
+SET_BY_PROGRAM: Any = Field(init=False)
+"""Marks a field that is no key of the file."""
+
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _TYPES = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", Path: "a path"}
 
@@ -38,7 +41,7 @@ def key(
         words: what it does.
         unit: of its number.
         example: shown in a template where the key has no default to show.
-        kinds: site.toml: the kinds of data that have the key; all, where none is named.
+        kinds: the kinds (of data, or protocols) that have the key; all, where none is named.
         schema: what an editor's schema says in place of the type's own.
         bounds: `gt`, `ge`, `lt`, `le`, `multiple_of`.
     """
@@ -61,49 +64,97 @@ class Key:
 
     Attributes:
         dotted: its tables and its name.
-        type: in words.
+        hint: its type, without annotations.
         range: the numbers or the words that it may be; "" where its type says all.
         unit: of its number.
         default: MISSING where it has to be given.
         words: what it does.
         example: a value to show; None where there is none.
-        kinds: the kinds of data that have it; () for all.
+        kinds: the kinds that have it; () for all.
+        table_kinds: the kinds that have its table; () for all.
     """
 
     dotted: str
-    type: str
+    hint: Any
     range: str
     unit: str
     default: Any
     words: str
     example: Any
     kinds: tuple[str, ...]
+    table_kinds: tuple[str, ...]
+
+    @property
+    def table(self) -> str:
+        """The tables that it stands in; "" for the top level."""
+        return self.dotted.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name in its table."""
+        return self.dotted.rpartition(".")[2]
+
+    @property
+    def type(self) -> str:
+        """Its type in words."""
+        return type_words(self.hint)
+
+    @property
+    def heading(self) -> str:
+        """The first sentence of its words."""
+        return self.words.partition(". ")[0].removesuffix(".")
 
 
-def keys_of(cls: type[Any], table: str = "") -> Iterator[Key]:
-    """Every described key of a file, table by table; plain keys come first, as TOML wants them."""
+def keys_of(cls: type[Any], table: str = "", kinds: tuple[str, ...] = ()) -> Iterator[Key]:
+    """Every key of a file, table by table; plain keys come first, as TOML wants them.
+
+    Args:
+        cls: the dataclass of the file, or of one table.
+        table: dotted name of that table.
+        kinds: that have the table.
+
+    Raises:
+        ValueError: a field without words, which nobody could look up.
+    """
     nested = []
     for spec in dataclasses.fields(cls):
         info, dotted = field_info(cls, spec.name), f"{table}.{spec.name}" if table else spec.name
+        if info.init is False:
+            continue
+        if not info.description:
+            raise ValueError(f"{cls.__name__}.{spec.name} has no words; describe it with key(...)")
         inner = bare(info.annotation)
         if dataclasses.is_dataclass(inner):
-            nested.append((inner, dotted))
-        elif info.description:
-            extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-            default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
-            kinds: Any = extra.get("kinds", ())
+            nested.append((inner, dotted, kinds_of(info)))
+        else:
             yield Key(
                 dotted=dotted,
-                type=type_words(info.annotation),
+                hint=inner,
                 range=allowed(info),
-                unit=str(extra.get("unit", "")),
-                default=default,
+                unit=str(_extra(info).get("unit", "")),
+                default=spec.default_factory() if spec.default_factory is not MISSING else spec.default,
                 words=info.description,
                 example=info.examples[0] if info.examples else None,
-                kinds=tuple(kinds),
+                kinds=kinds_of(info),
+                table_kinds=kinds,
             )
-    for inner, dotted in nested:
-        yield from keys_of(inner, dotted)  # type: ignore[arg-type]
+    for inner, dotted, of_table in nested:
+        yield from keys_of(inner, dotted, of_table)  # type: ignore[arg-type]
+
+
+def kinds_of(info: FieldInfo) -> tuple[str, ...]:
+    """The kinds that have a field; () for all."""
+    return tuple(_extra(info).get("kinds", ()))
+
+
+def table_words(cls: type[Any], table: str) -> str:
+    """What a table of a file is about."""
+    info = found_at(cls, tuple(table.split(".")))
+    return "" if info is None else info.description or ""
+
+
+def _extra(info: FieldInfo) -> Mapping[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def field_info(cls: type[Any], name: str) -> FieldInfo:
@@ -133,9 +184,13 @@ def allowed(info: FieldInfo) -> str:
         return ", ".join(json.dumps(choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return allowed(FieldInfo.from_annotation(get_args(hint)[0]))
-    found = [f"{_SIGNS[n]} {getattr(m, n):g}" for m in info.metadata for n in _SIGNS if hasattr(m, n)]
-    found += [f"a multiple of {m.multiple_of:g}" for m in info.metadata if getattr(m, "multiple_of", None)]
+    found = [f"{_SIGNS[n]} {_plain(getattr(m, n))}" for m in info.metadata for n in _SIGNS if hasattr(m, n)]
+    found += [f"a multiple of {m.multiple_of}" for m in info.metadata if getattr(m, "multiple_of", None)]
     return " and ".join(found)
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def type_words(hint: Any) -> str:

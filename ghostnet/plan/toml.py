@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ghostnet.errors import GhostNetError
-from ghostnet.plan.keys import allowed, bare, found_at, type_words
+from ghostnet.plan.keys import allowed, bare, field_info, found_at, type_words
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def _nearest(cls: type[Any], place: tuple[int | str, ...], prefix: str) -> str:
     *tables, name = place
     info = found_at(cls, tuple(tables))
     inner = cls if info is None else bare(info.annotation)
-    known = [spec.name for spec in dataclasses.fields(inner)]
+    known = [spec.name for spec in dataclasses.fields(inner) if field_info(inner, spec.name).init is not False]
     near = difflib.get_close_matches(str(name), known, n=1)
     asked = f"did you mean {near[0]}? " if near else ""
     return f"{asked}[{_dotted(prefix, tuple(tables)) or 'top level'}] knows: {', '.join(known)}"

@@ -26,6 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.site_toml import write_site
 from ghostnet.errors import DataError
 from ghostnet.progress import Progress, silent
 from ghostnet.training.device import AUTO
@@ -68,38 +69,16 @@ SCANNERS = (
     ),
 )
 
-_SITE_TOML = """\
-# One hospital. Every path is relative to this file.
-
-name = "{name}"                  # the hospital's name in the federation: a-z, 0-9 and -, at most 32 letters; public
-state = "."                     # folder for the ledger, keys, cache, log and the hospital's own report
-
-[data]
-kind = "dicom"                  # "dicom": a folder, read recursively; "npz": one file
-path = "images"                 # the folder (or the NPZ file)
-labels = "labels.csv"           # CSV with the columns image,label,mask; image is relative to path, mask to this file
-
-[cohort]
-test_fraction = 0.25            # share of patients never trained on, chosen by a keyed hash of the patient
-
-[deidentify]
-burned_in = "blank"             # "blank" text in pixels until none is found, "quarantine" such images, "trust"
-trusted_modalities = []         # with "trust" only: the modalities that are not searched for text
-modalities = ["CR", "DX"]       # modalities that are taken; an image of any other is quarantined
-
-[compute]
-device = "{device}"                 # "auto": a GPU where torch sees one; "cpu"; or "cuda:0"
-
-[policy]                        # the hospital's limits: they can refuse a plan, and never widen one
-max_epsilon = 20.0              # most that all runs together may spend of one patient's budget
-delta = 1e-5                    # at which max_epsilon is counted
-min_noise_multiplier = 0.3      # least noise of every mechanism
-max_rounds = 1000               # Flower rounds of one run
-max_steps = 100000              # discriminator steps of one run
-max_sampling_rate = 0.5         # largest chance of a patient to join a step
-approved_plans = ["any"]        # or the SHA-256 of each plan that a person has approved
-allow_real_reference = true     # simulation only: also trains a classifier on the real images, outside the budget
-"""
+_SETTINGS: dict[str, object] = {
+    "data.kind": "dicom",
+    "data.path": "images",
+    "data.labels": "labels.csv",
+    "cohort.test_fraction": 0.25,
+    "deidentify.modalities": ["CR", "DX"],
+    "policy.max_epsilon": 20.0,
+    "policy.delta": 1e-5,
+    "policy.allow_real_reference": True,
+}
 
 
 def write_hospitals(
@@ -366,4 +345,4 @@ def _write_tables(
     burned = [r["image"] for r in records if r["burned"]]
     manifest = {"values": values, "burned_in": burned, "truncated": ["TRUNCATED.dcm"]}
     (site / "planted.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    (site / "site.toml").write_text(_SITE_TOML.format(name=scanner.hospital, device=device), encoding="utf-8")
+    write_site(site / "site.toml", _SETTINGS | {"name": scanner.hospital, "compute.device": device})

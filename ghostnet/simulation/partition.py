@@ -12,31 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from client.intake.readers.npz import has_patients, read_columns
+from client.site_toml import write_site
 from ghostnet.accounting.plan_cost import claim
 from ghostnet.errors import DataError
 from ghostnet.plan import Plan, Unit
 from ghostnet.plan.unit import protects
 from ghostnet.training.device import AUTO
-
-SITE_TOML = """\
-# Written by `ghostnet simulate --data`: one simulated hospital.
-name = "{name}"
-
-[data]
-kind = "npz"
-path = "data.npz"
-
-[compute]
-device = "{device}"
-
-[policy]
-max_epsilon = {epsilon!r}   # {protects}; over all runs
-delta = {delta!r}
-allow_real_reference = {reference}
-"""
-POOLED_TOML = """\
-max_coalition_epsilon = {coalition!r}   # what the coordinator and the other hospitals may learn together, over all runs
-"""
 
 
 def write_sites(
@@ -64,9 +45,8 @@ def write_sites(
     columns = read_columns(data)
     unit: Unit = "patient" if has_patients(data) else "image"
     shares = _shares(columns, sites, partition, plan.federation.hospitals_per_patient, np.random.default_rng(plan.seed))
-    pooled = ""
-    if plan.federation.is_pooled:
-        pooled = POOLED_TOML.format(coalition=claim(plan).epsilon_pld_coalition)
+    about = f"Written by `ghostnet simulate --data`: one simulated hospital.\nIts limits are {protects(unit)}."
+    limits = _limits(plan) | {"compute.device": device}
     partial = folder.with_name(folder.name + ".tmp")  # the folder appears whole or not at all
     shutil.rmtree(partial, ignore_errors=True)
     for name, rows in shares.items():
@@ -74,17 +54,23 @@ def write_sites(
         site.mkdir(parents=True, mode=0o700)
         kept = {key: values[rows] for key, values in columns.items() if key != "patient" or unit == "patient"}
         np.savez(site / "data.npz", **kept)
-        text = SITE_TOML.format(
-            name=name,
-            epsilon=plan.privacy.epsilon,
-            protects=protects(unit),
-            delta=plan.privacy.delta,
-            reference=str(plan.utility.real_reference).lower(),
-            device=device,
-        )
-        (site / "site.toml").write_text(text + pooled)
+        write_site(site / "site.toml", limits | {"name": name}, about=about)
     partial.replace(folder)
     return sorted(folder.glob("*/site.toml"))
+
+
+def _limits(plan: Plan) -> dict[str, object]:
+    """What the plan asks for, as a simulated hospital's own limits."""
+    limits: dict[str, object] = {
+        "data.kind": "npz",
+        "data.path": "data.npz",
+        "policy.max_epsilon": plan.privacy.epsilon,
+        "policy.delta": plan.privacy.delta,
+        "policy.allow_real_reference": plan.utility.real_reference,
+    }
+    if plan.federation.is_pooled:
+        limits["policy.max_coalition_epsilon"] = claim(plan).epsilon_pld_coalition
+    return limits
 
 
 def _shares(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-_NAME = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 def check_device_name(name: str, *, key: str) -> None:
@@ -20,7 +20,7 @@ def check_device_name(name: str, *, key: str) -> None:
     Raises:
         SiteError: says where to change it.
     """
-    if not _NAME.fullmatch(name):
+    if not DEVICE_NAME.fullmatch(name):
         raise SiteError(f'{key} = {name!r} is not "auto", "cpu" or "cuda:0" (or another number); change it')
 
 
