@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test lint lock clean
+.PHONY: help install demo test lint reference lock clean
 
 help:  ## what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -33,6 +33,9 @@ lint: install  ## ruff, mypy and the walls between the packages
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+reference: install  ## docs/reference.md and docs/schemas, from the fields that the keys are read into
+	$(BIN)/python -m ghostnet.cli.reference docs
 
 install: $(VENV)/.installed  ## the environment in .venv; at once when nothing has changed
 

@@ -63,7 +63,7 @@ class DataSpec:
     layout: Annotated[
         Layout,
         key(
-            'Layout of the label table: "plain" (above), or for images "nih" (ChestX-ray14) or "chexpert".',
+            'Layout of the label table: "plain" (the columns above), or for images "nih" (ChestX-ray14) or "chexpert".',
             kinds=_TABLED,
         ),
     ] = "plain"

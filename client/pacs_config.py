@@ -84,14 +84,19 @@ class PacsSpec:
         ),
     ] = ""
     timeout_s: Annotated[
-        Number, key("Without a byte or an answer, before a request is given up.", gt=0, le=3600, unit="seconds")
+        Number,
+        key("Time without a byte or an answer after which a request is given up.", gt=0, le=3600, unit="seconds"),
     ] = 30.0
     patience_s: Annotated[
         Number,
-        key("Wait for an archive that is down, without any image arriving.", ge=0, le=86400, unit="seconds"),
+        key("Longest wait for an archive that is down, without any image arriving.", ge=0, le=86400, unit="seconds"),
     ] = 300.0
-    max_file_mib: Annotated[int, key("Larger files are left out.", ge=1, le=65536, unit="MiB")] = 1024
-    max_total_gib: Annotated[Number, key("Of all files on disk together.", gt=0, le=1 << 20, unit="GiB")] = 200.0
+    max_file_mib: Annotated[
+        int, key("Largest file that is kept; larger ones are left out.", ge=1, le=65536, unit="MiB")
+    ] = 1024
+    max_total_gib: Annotated[
+        Number, key("Most disk space of all fetched files together.", gt=0, le=1 << 20, unit="GiB")
+    ] = 200.0
 
     @property
     def file_bytes(self) -> int:

@@ -21,14 +21,24 @@ MOST_POOLED_STEPS = 20_000  # each is a request of its own in every ledger
 MOST_POOLED_HOSPITALS = 100  # each masks with every other one
 LEAST_OF_A_MEDIAN = 3  # the median of two is their mean
 
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 WEIGHTS_SCHEMA = {
     "anyOf": [
         {"const": "equal"},
-        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}},
+        {"type": "object", "additionalProperties": _WEIGHT},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"hospital": {"type": "string"}, "weight": _WEIGHT},
+                "required": ["hospital", "weight"],
+                "additionalProperties": False,
+            },
+        },
     ],
     "default": "equal",
 }
-"""The forms that a file gives; a plan that was written out has a sorted list."""
+"""The forms that a file gives, and the sorted list of a plan that was written out."""
 
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -76,7 +86,7 @@ class FederationSpec:
     weights: Annotated[
         tuple[HospitalWeight, ...],
         key(
-            'PUBLIC weight of each hospital in the mean, > 0 and <= 1e6: name = weight; or "equal".',
+            'PUBLIC weight of each hospital in the mean, > 0 and <= 1e6: name = weight; "equal" or none: all the same.',
             schema=WEIGHTS_SCHEMA,
         ),
     ] = ()

@@ -41,6 +41,7 @@ class ImageSpec:
             ge=1,
             le=4096,
             unit="pixels",
+            example=64,
         ),
     ]
     channels: Annotated[Literal[1, 3], key("1 for grey, 3 for colour.")] = 1
@@ -89,7 +90,9 @@ class PrivacySpec:
         Unit, key('Who epsilon is about; "image" where the data names no patients: each image by itself.')
     ] = "patient"
     epsilon: Annotated[Number, key("Whole-run budget of one patient at one hospital.", gt=0, example=8.0)]
-    delta: Annotated[Number, key("At which epsilon is counted; well below 1 / patients.", gt=0, lt=1, example=1e-5)]
+    delta: Annotated[
+        Number, key("Delta at which epsilon is counted; well below 1 / patients.", gt=0, lt=1, example=1e-5)
+    ]
     clip_norm: Annotated[
         Number, key("C: bound on one patient's gradient. float32 norms are sound in this range.", ge=1e-3, le=1e3)
     ] = 1.0
@@ -120,7 +123,7 @@ class WarmStartSpec:
     """Round 0: one noisy sum of random-feature embeddings and mean images."""
 
     noise_multiplier: Annotated[
-        Number, key("Of the Gaussian mechanism on a sum of norm <= 1 a patient; 0 switches the warm start off.", ge=0)
+        Number, key("Noise of the released sum; 0 switches the warm start off.", ge=0, unit="sensitivities")
     ] = 2.0
     public: Annotated[
         str,
@@ -197,7 +200,12 @@ class TrainingSpec:
         Number, key("Weight of the released discriminator features in the generator's loss.", ge=0, le=1e9)
     ] = 0.0
     perceptual_noise_multiplier: Annotated[
-        Number, key("Of that release, at the start of each round but the first; 0 switches it off.", ge=0)
+        Number,
+        key(
+            "Noise of that release, at the start of each round but the first; 0 switches it off.",
+            ge=0,
+            unit="sensitivities",
+        ),
     ] = 0.0
     physical_rows: Annotated[
         int, key("Rows in memory at once in a private step; changes no result.", ge=1, le=1_000_000, unit="rows")
@@ -209,7 +217,7 @@ class UtilitySpec:
     """Train on synthetic, test on real: what the report may say about usefulness."""
 
     noise_multiplier: Annotated[
-        Number, key("Of the Gaussian mechanism on one patient's counts; 0: no utility figures.", ge=0)
+        Number, key("Noise of the released counts; 0: no utility figures.", ge=0, unit="sensitivities")
     ] = 3.0
     bins: Annotated[int, key("Score bins of the released counts.", ge=2, le=1000)] = 10
     synthetic_images: Annotated[
