@@ -10,16 +10,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import core_schema
 
 
 class _TomlSchema(GenerateJsonSchema):
     """TOML has no null: a key that may be left out is of its type where it is there."""
 
-    def nullable_schema(self, schema: core_schema.NullableSchema) -> dict[str, Any]:
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
         return self.generate_inner(schema["schema"])
 
-    def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
+    def default_schema(self, schema: Any) -> dict[str, Any]:
         found = super().default_schema(schema)
         return {name: value for name, value in found.items() if name != "default" or value is not None}
 
