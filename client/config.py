@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from client.formats import KINDS, Kind, file_format, kinds_with
 from client.modalities import HELD, MODALITIES, BurnedIn, Modality
 from client.pacs_config import PacsSpec, check_pacs
 from client.policy import PolicySpec
@@ -20,13 +22,14 @@ from ghostnet.plan.keys import SET_BY_PROGRAM, Number, field_info, key, kinds_of
 from ghostnet.plan.toml import read_table
 from ghostnet.training.device import AUTO, DEVICE_NAME, check_device_name
 
-Kind = Literal["dicom", "images", "nifti", "npz", "pacs"]
 Layout = Literal["plain", "nih", "chexpert"]
 
 DROP = "drop"
 """In `[labels]`: the image is left out."""
 
-_TABLED: tuple[Kind, ...] = ("dicom", "images", "nifti", "pacs")  # a label table says what their images show
+_KIND_WORDS = f"Kind of data: {'; '.join(f'{json.dumps(kind)}, {words}' for kind, words in KINDS.items())}."
+_TABLED = kinds_with(lambda _: True)  # a label table says what their images show
+_WITH_MODALITY = kinds_with(lambda known: not known.names_modality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,7 @@ class DataSpec:
     kind: Annotated[
         Kind,
         key(
-            'Kind of data: "dicom", a folder of DICOM files; "images", a folder of PNG and JPEG files; "nifti", a '
-            'folder of NIfTI files; "npz", one file of arrays; "pacs", fetched from an archive.',
+            _KIND_WORDS,
             example="dicom",
         ),
     ]
@@ -45,7 +47,7 @@ class DataSpec:
         Path,
         key(
             "The image folder, read with all its subfolders, or the NPZ file.",
-            kinds=("dicom", "images", "nifti", "npz"),
+            kinds=tuple(kind for kind in KINDS if kind != "pacs"),
             example="images",
         ),
     ]
@@ -71,13 +73,13 @@ class DataSpec:
         Path | None,
         key(
             "COCO JSON or CSV that says where on an image something is; drawn as a mask where the plan has masks.",
-            kinds=("dicom", "images", "pacs"),
+            kinds=kinds_with(lambda known: known.takes_boxes),
             example="boxes.json",
         ),
     ] = None
     modality: Annotated[
         Modality | None,
-        key("Modality of every image, which such files do not say.", kinds=("images", "nifti"), example="DX"),
+        key("Modality of every image, which such files do not say.", kinds=_WITH_MODALITY, example="DX"),
     ] = None
     frames_per_file: Annotated[
         int,
@@ -85,7 +87,7 @@ class DataSpec:
             "How many frames or slices of a file that has several are taken, evenly spaced; 1 is the middle one.",
             ge=1,
             le=64,
-            kinds=("dicom", "nifti", "pacs"),
+            kinds=kinds_with(lambda known: known.has_frames),
         ),
     ] = 1
     validation: Annotated[
@@ -278,9 +280,9 @@ def _fitting(raw: dict[str, Any], source: str) -> dict[str, Any]:
         raise SiteError(f"[labels] does not go with kind = 'npz', whose labels are numbers; remove it from {source}")
     dated = isinstance(raw.get("pacs"), dict) and "study_date" in raw["pacs"]
     if kind in _TABLED and "labels" not in data and not (kind == "pacs" and dated):
-        columns = "image,patient,label" if kind in ("images", "nifti") else "image,label"
+        columns = "image,label" if file_format(kind).names_patient else "image,patient,label"
         raise SiteError(f"[data].labels is missing; kind = {kind!r} needs a CSV with the columns {columns} in {source}")
-    if "modality" not in data and kind in kinds_of(field_info(DataSpec, "modality")):
+    if "modality" not in data and kind in _WITH_MODALITY:
         raise SiteError(f"[data].modality is missing; kind = {kind!r} needs one of {', '.join(MODALITIES)} in {source}")
     return _with_pacs(raw, data, source)
 

@@ -191,9 +191,9 @@ def recipe_faults(recipes: str) -> list[str]:
 def test_every_file_and_name_of_the_recipes_is_in_the_tree() -> None:
     recipes = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## ")[2]
     assert recipe_faults(recipes) == []
-    moved = recipes.replace("client/intake/task.py", "client/intake/job.py")
-    assert recipe_faults(moved)[0] == "client/intake/job.py"
-    assert "_READERS" in recipe_faults(recipes.replace("`_FORMATS`", "`_READERS`"))
+    moved = recipes.replace("client/formats.py", "client/shapes.py")
+    assert recipe_faults(moved)[0] == "client/shapes.py"
+    assert "_READERS" in recipe_faults(recipes.replace("`FORMATS`", "`_READERS`"))
 
 
 def test_ci_runs_the_same_tests_as_everyone() -> None:

@@ -189,6 +189,7 @@ def test_a_schema_is_one_and_closed(name: str) -> None:
         raw = json.loads(json.dumps(misspelled))
         (raw[table] if table else raw)["latnet"] = 1
         assert any("latnet" in message for message in faults(name, raw)), table
+        assert not reads(name, raw), table
 
 
 def test_a_field_that_the_program_sets_is_no_key_of_the_schema() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from client.formats import FORMATS
 from client.modalities import MODALITIES, Modality
 from client.quarantine import Code, Refused
 
@@ -88,7 +89,7 @@ TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2.5": "RLE",
 }
 
-FORMATS = ("PNG", "JPEG file", "NIfTI")
+OTHER_SYNTAXES = tuple(syntax for known in FORMATS.values() for syntax in known.syntaxes)
 """What a record gives as transfer syntax for a file that is not DICOM."""
 
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "PX", "RG"})
@@ -106,7 +107,7 @@ _COUNTS = {"rows": 65535, "columns": 65535, "samples": 3, "bits_stored": 64}  # 
 _CLOSED: dict[str, frozenset[str]] = {
     "modality": frozenset(MODALITIES),
     "photometric": PHOTOMETRICS,
-    "transfer_syntax": frozenset(TRANSFER_SYNTAXES.values()) | frozenset(FORMATS),
+    "transfer_syntax": frozenset(TRANSFER_SYNTAXES.values()) | frozenset(OTHER_SYNTAXES),
     "view_position": VIEW_POSITIONS | {""},
 }
 
@@ -138,7 +139,7 @@ class HeaderRecord:
     samples: int  # 1 grey, 3 colour
     photometric: str
     bits_stored: int
-    transfer_syntax: str  # a name of TRANSFER_SYNTAXES or FORMATS
+    transfer_syntax: str  # a name of TRANSFER_SYNTAXES or OTHER_SYNTAXES
     view_position: str  # "" when absent or not a standard code
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.deidentify.headers import FORMATS, PHOTOMETRICS, TRANSFER_SYNTAXES, VIEW_POSITIONS, HeaderRecord
+from client.deidentify.headers import OTHER_SYNTAXES, PHOTOMETRICS, TRANSFER_SYNTAXES, VIEW_POSITIONS, HeaderRecord
 from client.modalities import MODALITIES
 
 if TYPE_CHECKING:  # the parent process searches artefacts, never files: it has no use for pydicom
@@ -42,7 +42,7 @@ _FIXED_TEXT = "\n".join(
     (
         *_CACHE_WORDS,
         *(field.name for field in fields(HeaderRecord)),
-        *(*MODALITIES, *FORMATS, *PHOTOMETRICS, *TRANSFER_SYNTAXES.values(), *VIEW_POSITIONS),
+        *(*MODALITIES, *OTHER_SYNTAXES, *PHOTOMETRICS, *TRANSFER_SYNTAXES.values(), *VIEW_POSITIONS),
     )
 ).lower()
 

@@ -24,7 +24,15 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _SHAPING_CODE = (  # files and whole folders, sub-folders too
-    *("preprocess.py", "modalities.py", "quarantine.py", "deidentify", "intake/readers", "intake/sandbox"),
+    *(
+        "preprocess.py",
+        "formats.py",
+        "modalities.py",
+        "quarantine.py",
+        "deidentify",
+        "intake/readers",
+        "intake/sandbox",
+    ),
     *("intake/cache.py", "intake/folder.py", "intake/patient_id.py", "intake/task.py"),
 )
 _SHAPING_LIBRARIES = (

@@ -6,20 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from client.intake.task import Format
+from client.formats import FIRST_BYTES, FORMATS
 from ghostnet.errors import DataError, SiteError
 
-PREAMBLE = 128  # bytes, of anything, before the signature (PS3.10 section 7.1)
-SIGNATURE = b"DICM"
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-GZIP_SIGNATURE = b"\x1f\x8b"
-NIFTI_MAGIC = {344: b"n+1\0", 4: b"n+2\0"}  # by its place in the header; NIfTI-1 and NIfTI-2
-
 _NOT_IMAGES = ("DICOMDIR",)
-_HEADER_BYTES = 348  # of NIfTI-1, and more than any other signature needs
 _MASK_SUFFIXES = (".png", ".nii.gz", ".nii", ".dcm")
-_IMAGE_SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png", ".jpg", ".jpeg")  # any other dot is part of the name, as in a UID
+_IMAGE_SUFFIXES = tuple(suffix for known in FORMATS.values() for suffix in known.suffixes)
 
 
 def find_files(folder: Path, leave_out: Sequence[Path] = (), *, strict: bool = True) -> list[str]:
@@ -67,19 +59,14 @@ def find_files(folder: Path, leave_out: Sequence[Path] = (), *, strict: bool = T
     return sorted(found)
 
 
-def has_signature(path: Path, format: Format = "dicom") -> bool:
-    """Whether a file's first bytes say that it is DICOM, a picture (PNG or JPEG) or NIfTI (plain or gzip).
+def has_signature(path: Path, format: str) -> bool:
+    """Whether a file's first bytes are those of a format of `client.formats.FORMATS`.
 
     Raises:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        first = file.read(_HEADER_BYTES)
-    if format == "picture":
-        return first.startswith((PNG_SIGNATURE, JPEG_SIGNATURE))
-    if format == "nifti":
-        return first.startswith(GZIP_SIGNATURE) or any(first[at:].startswith(m) for at, m in NIFTI_MAGIC.items())
-    return first[PREAMBLE:].startswith(SIGNATURE)
+        return FORMATS[format].starts(file.read(FIRST_BYTES))
 
 
 def find_mask(mask: str, *, folder: Path, table: Path) -> Path | None:

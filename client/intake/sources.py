@@ -10,8 +10,9 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.config import Kind, SiteConfig
+from client.config import SiteConfig
 from client.deidentify.pseudonyms import patient_key
+from client.formats import file_format, format_name
 from client.intake.approvals import read_approvals, shown_rules, with_approval
 from client.intake.arrays import array_rows
 from client.intake.cache import Entry
@@ -26,16 +27,13 @@ from client.intake.labels.layouts import FINDINGS, ImageLine, Wanted, read_layou
 from client.intake.labels.pairing import Pair, Pairs, is_mask, mask_names, pair
 from client.intake.pacs.fetch import Fetched, fetch_studies
 from client.intake.pacs.store import Withdrawn
-from client.intake.task import Format, Limits, Settings, Task
+from client.intake.task import Limits, Settings, Task
 from client.intake.unit import data_unit
 from client.intake.withdrawn import read_withdrawn
 from client.quarantine import Code
 from ghostnet.errors import SiteError
 from ghostnet.plan import ImageSpec, Unit
 from ghostnet.progress import Progress
-
-_FORMATS: dict[Kind, Format] = {"dicom": "dicom", "pacs": "dicom", "images": "picture", "nifti": "nifti"}
-_UNSIGNED: dict[Format, Code] = {"dicom": Code.NOT_DICOM, "picture": Code.NOT_PICTURE, "nifti": Code.NOT_NIFTI}
 
 Refusals = list[tuple[str, Code]]
 """(path or row, code); the paths are SENSITIVE."""
@@ -183,7 +181,7 @@ class _Desk:
         )
         unsigned = {name for name in files if not self._is_signed(name)}
         paired = {known.name for known in pairs}
-        code = _UNSIGNED[_FORMATS[self.config.data.kind]]
+        code = file_format(self.config.data.kind).code
         refused: Refusals = [(name, code) for name in files if name in unsigned]
         refused += [(name, Code.NO_LABEL) for name in files if name not in unsigned and name not in paired]
         jobs = []
@@ -199,7 +197,7 @@ class _Desk:
 
     def _is_signed(self, name: str) -> bool:
         try:
-            return has_signature(self.config.data.path / name, _FORMATS[self.config.data.kind])
+            return has_signature(self.config.data.path / name, format_name(self.config.data.kind))
         except OSError:
             return True  # a worker says that it cannot be read
 
@@ -231,7 +229,7 @@ class _Desk:
             name=known.name,
             task=Task(
                 path=self.config.data.path / known.name,
-                format=_FORMATS[self.config.data.kind],
+                format=format_name(self.config.data.kind),
                 mask=drawn.mask,
                 boxes=drawn.boxes,
             ),
@@ -313,7 +311,7 @@ def _labels_path(config: SiteConfig) -> Path:
 
 def _patients_in_table(config: SiteConfig, unit: Unit) -> bool:
     """Whether the label table says whose an image is; DICOM files say it themselves, and where nobody does none can."""
-    return config.data.kind in ("images", "nifti") and unit == "patient"
+    return not file_format(config.data.kind).names_patient and unit == "patient"
 
 
 def _settings(config: SiteConfig, image: ImageSpec) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,6 @@ from numpy.typing import NDArray
 from client.deidentify.headers import HeaderRecord
 from client.modalities import BurnedIn, Modality
 from ghostnet.plan import ImageSpec
-
-Format = Literal["dicom", "picture", "nifti"]
-"""How a file is read; "picture" is PNG or JPEG."""
 
 THUMBNAIL_SIDE = 512  # px; a person must be able to see whether letters are left
 
@@ -53,7 +49,7 @@ class Task:
 
     Attributes:
         path: the file.
-        format: how it is read.
+        format: how it is read: an entry of `client.formats.FORMATS`.
         mask: PNG, NIfTI or DICOM segmentation of the same size.
         boxes: (x0, y0, x1, y1) in px of the source image, drawn as a mask where the plan has mask channels; none if
             someone looked and there is nothing, None if nothing is known.
@@ -61,7 +57,7 @@ class Task:
     """
 
     path: Path
-    format: Format = "dicom"
+    format: str = "dicom"
     mask: Path | None = None
     boxes: tuple[tuple[float, float, float, float], ...] | None = None
     approved: bool = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 
 from client.config import SiteConfig
+from client.formats import file_format
 from client.intake.labels.csv_lines import read_header
 from client.intake.labels.layouts import unreadable_table
 from client.intake.readers.npz import has_patients
@@ -27,7 +28,7 @@ def data_unit(config: SiteConfig) -> Unit:
     data = config.data
     if data.kind == "npz":
         return "patient" if has_patients(data.path) else "image"
-    if data.kind not in ("images", "nifti") or data.layout != "plain" or data.labels is None:
+    if file_format(data.kind).names_patient or data.layout != "plain" or data.labels is None:
         return "patient"
     try:
         return "patient" if "patient" in read_header(data.labels) else "image"

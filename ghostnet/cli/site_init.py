@@ -12,16 +12,16 @@ import click
 import typer
 
 from client.config import SiteConfig
+from client.formats import FORMATS
 from client.intake.folder import has_signature
-from client.intake.task import Format
 from client.site_toml import refuse_existing, write_site
 from ghostnet.cli.console import results
 from ghostnet.errors import SiteError
 from ghostnet.plan.keys import keys_of
 from ghostnet.plan.template import explained
 
+_FORMATS = sorted(FORMATS, key=lambda kind: ".png" in FORMATS[kind].suffixes)  # last: masks are PNG too
 _MOST_LOOKED_AT = 2000  # files; the kind shows long before
-_KINDS: dict[Format, str] = {"dicom": "dicom", "nifti": "nifti", "picture": "images"}
 
 
 _KEYS = {key.dotted: key for key in keys_of(SiteConfig)}
@@ -189,7 +189,7 @@ def kind_of(path: Path) -> str | None:
         path: a folder or a file. Files that cannot be read, and those of no kind, do not count.
 
     Returns:
-        "dicom", "images", "nifti", "npz" or None. As many masks (PNG) as images of another kind do not win.
+        A name of `client.formats.FORMATS`, "npz" or None. As many masks (PNG) as images of another kind do not win.
     """
     counts: Counter[str] = Counter()
     for file in [path] if path.is_file() else _some_files(path):
@@ -197,7 +197,7 @@ def kind_of(path: Path) -> str | None:
             counts[_kind_of_file(file)] += 1
         except OSError:
             continue
-    most = max((*_KINDS.values(), "npz"), key=lambda kind: counts[kind])
+    most = max((*_FORMATS, "npz"), key=lambda kind: counts[kind])
     return most if counts[most] else None
 
 
@@ -212,8 +212,8 @@ def _some_files(folder: Path) -> list[Path]:
 
 
 def _kind_of_file(file: Path) -> str:
-    for form, kind in _KINDS.items():
-        if has_signature(file, form):
+    for kind in _FORMATS:
+        if has_signature(file, kind):
             return kind
     return "npz" if file.suffix.lower() == ".npz" else ""
 

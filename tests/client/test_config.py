@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from client.config import Kind, load_site
+from client.config import load_site
+from client.formats import Kind
 from client.quarantine import Code
 from ghostnet.errors import SiteError
 

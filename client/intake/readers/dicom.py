@@ -25,7 +25,7 @@ from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 from client.deidentify.headers import HeaderRecord, read_record
 from client.deidentify.regions import image_regions
 from client.deidentify.survivors import identifiers_of
-from client.intake.folder import PREAMBLE, SIGNATURE
+from client.formats import PREAMBLE, SIGNATURE
 from client.intake.patient_id import patient_id
 from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
 from client.intake.readers.pixeldata import channels, check_pixel_data, decode_frames, frame_count, full_scale

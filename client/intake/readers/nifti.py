@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from client.deidentify.headers import HeaderRecord
 from client.deidentify.survivors import bounded
-from client.intake.folder import GZIP_SIGNATURE, NIFTI_MAGIC
+from client.formats import GZIP_SIGNATURE, NIFTI_MAGIC
 from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
 from client.quarantine import Code, Refused
 

@@ -42,7 +42,7 @@ def read_picture(path: Path, *, modality: str, file_bytes: int, pixels: int) -> 
         Refused: with a code. The decoder may raise anything else; the caller turns it into a code.
     """
     try:
-        too_large, signed = path.stat().st_size > file_bytes, has_signature(path, "picture")
+        too_large, signed = path.stat().st_size > file_bytes, has_signature(path, "images")
     except OSError:
         raise Refused(Code.UNREADABLE) from None
     if too_large or not signed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from client.deidentify.burned_in import blank_text, find_text, render
 from client.deidentify.regions import blank_outside
+from client.formats import FORMATS
 from client.intake.readers.frames import Frame, Source
 from client.intake.readers.masks import draw_boxes, read_mask
 from client.intake.task import THUMBNAIL_SIDE, Limits, Prepared, Settings, Task
@@ -40,7 +42,7 @@ def prepare_file(task: Task, settings: Settings, limits: Limits, *, decoded: Cal
         raise Refused(Code.MODALITY)
     if source.record.modality in settings.held_modalities and not task.approved:
         raise Refused(Code.HELD)
-    if task.format == "dicom" and not source.patient_id.strip(" \t\r\n\0"):  # others: the label table knows
+    if FORMATS[task.format].names_patient and not source.patient_id.strip(" \t\r\n\0"):  # others: the label table knows
         raise Refused(Code.NO_PATIENT_ID)
     wanted = settings.image.mask_channels
     masks = [_mask(task, source, index, limits, wanted) if wanted else None for index in range(len(source.frames))]
@@ -67,19 +69,16 @@ def warm_up(settings: Settings) -> None:
 
 
 def _read(task: Task, settings: Settings, limits: Limits) -> Source:
-    """Readers are loaded when a task first asks for them: few hospitals need all."""
-    most = {"file_bytes": limits.file_bytes, "pixels": limits.pixels}
-    if task.format == "picture":
-        from client.intake.readers.raster import read_picture
-
-        return read_picture(task.path, modality=settings.modality, **most)
-    if task.format == "nifti":
-        from client.intake.readers.nifti import read_nifti
-
-        return read_nifti(task.path, modality=settings.modality, frames=settings.frames_per_file, **most)
-    from client.intake.readers.dicom import read_dicom
-
-    return read_dicom(task.path, frames=settings.frames_per_file, **most)
+    """Readers are imported when a task first asks for them: few hospitals need all."""
+    known = FORMATS[task.format]
+    asked: dict[str, str | int] = {}
+    if not known.names_modality:
+        asked["modality"] = settings.modality
+    if known.has_frames:
+        asked["frames"] = settings.frames_per_file
+    module, _, function = known.reader.partition(":")
+    read: Callable[..., Source] = getattr(import_module(module), function)
+    return read(task.path, file_bytes=limits.file_bytes, pixels=limits.pixels, **asked)
 
 
 def _mask(task: Task, source: Source, index: int, limits: Limits, channels: int) -> Mask:

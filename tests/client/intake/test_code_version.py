@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import client
 from client.intake import files
 
+READER = re.compile(r"(client[\w.]+):\w+")
 PACKAGE = Path(str(client.__file__)).parent
 
 
 def imported_by(module: Path) -> set[Path]:
-    """The package's modules that a module imports anywhere in it, and theirs."""
+    """The package's modules that a module imports anywhere in it, or names as "module:function", and theirs."""
     found: set[Path] = set()
     waiting = [module]
     while waiting:
@@ -27,8 +29,12 @@ def imported_by(module: Path) -> set[Path]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "client":
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-                paths = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names]
-                waiting += [path for path in paths if path.is_file()]
+            elif isinstance(node, ast.Constant) and (named := READER.fullmatch(str(node.value))):
+                names = [named[1]]
+            else:
+                continue
+            paths = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names]
+            waiting += [path for path in paths if path.is_file()]
     return found
 
 
