@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -111,9 +110,9 @@ def check_pooled_hospitals(certificate: Mapping[str, Any], plan: Plan, trusted_k
 
 def not_understated(name: str, claimed: object, recomputed: float) -> None:
     """Refuses an epsilon below what is recomputed. There is no tolerance: writers round up (`statement.certified`)."""
-    require(isinstance(claimed, float) and math.isfinite(claimed), f"{name} = {str(claimed)[:80]} is not a number")
+    require(keys.is_finite_number(claimed), f"{name} = {str(claimed)[:80]} is not a number")
     problem = f"{name} = {claimed} is claimed, the events give {recomputed:.4f}"
-    require(isinstance(claimed, float) and claimed >= recomputed, problem)
+    require(keys.is_finite_number(claimed) and claimed >= recomputed, problem)
 
 
 def is_signed(statement: SiteStatement) -> bool:
@@ -179,7 +178,8 @@ def _lifetime(statement: SiteStatement, plan: Plan) -> str:
     lifetime = statement["lifetime"]
     require(set(lifetime) == _LIFETIME, "lifetime lacks or adds a value")
     cap, delta = lifetime["max_epsilon"], lifetime["delta"]
-    require(all(isinstance(x, float) and x > 0 for x in (cap, delta)) and delta < 1, "the hospital's cap is no number")
+    good = all(keys.is_finite_number(x) and x > 0 for x in (cap, delta)) and delta < 1
+    require(good, "the hospital's cap is no number")
     at_cap = events_epsilons(tuple(plan_events(plan)), delta)  # this run is one of all runs
     not_understated("lifetime.epsilon_pld", lifetime["epsilon_pld"], at_cap[0])
     not_understated("lifetime.epsilon_rdp", lifetime["epsilon_rdp"], at_cap[1])

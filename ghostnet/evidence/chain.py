@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,11 +91,11 @@ def _is(expected: object) -> Callable[[Any], bool]:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and value > 0
+    return keys.is_finite_number(value) and value > 0
 
 
 def _epsilon(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and value >= 0
+    return keys.is_finite_number(value) and value >= 0
 
 
 def _probability(value: Any) -> bool:
@@ -320,9 +319,9 @@ def _reservation(fields: Mapping[str, Any]) -> Reservation:
         plan_hash=fields["plan_hash"],
         events=tuple(event_from_dict(event) for event in fields["events"]),
         requests=tuple(fields["requests"]),
-        epsilon=fields["epsilon"],
-        delta=fields["delta"],
-        epsilon_pld=fields["epsilon_pld"],
-        epsilon_rdp=fields["epsilon_rdp"],
+        epsilon=float(fields["epsilon"]),
+        delta=float(fields["delta"]),
+        epsilon_pld=float(fields["epsilon_pld"]),
+        epsilon_rdp=float(fields["epsilon_rdp"]),
         unit=fields.get("unit", "patient"),
     )

@@ -6,14 +6,15 @@ key stays in one file that only its owner can read.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import rfc8785
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,16 +37,20 @@ _NAMED = re.compile(rf"({NAME.pattern})=({DIGEST.pattern})")
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """The one byte form of a JSON document: sorted keys, no spaces, ASCII, shortest floats, no NaN or infinity.
+    """The one byte form of a JSON document (RFC 8785): the same in every language, so that anybody can check a hash.
 
     Raises:
-        ValueError: the document holds NaN, an infinity or something that JSON has no form for.
+        ValueError: the document holds NaN, an infinity, a whole number beyond 2^53 or something that is no JSON.
     """
     try:
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    except TypeError as error:
+        return rfc8785.dumps(dict(document))
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         raise ValueError(f"document is not plain JSON: {error}") from None
-    return text.encode("ascii")
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """True if a JSON value is a finite number; RFC 8785 writes 4.0 as 4, so whole numbers count."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from ghostnet.evidence.keys import DIGEST, canonical_json
 
 SUFFIX = ".witness"
 UNKNOWN = 0
+_NUMBERS = ("sequence", "inode", "born_ns", "modified_ns")  # written as texts: JSON's numbers are exact to 2^53 only
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,19}")
 _TAIL = 16_384  # bytes read at the end; a line has about 250
 _CLOSED = b"!"  # last byte of a line that was cut off
 
@@ -75,7 +78,7 @@ def append_witness(path: Path, witnessed: Witnessed) -> None:
     Raises:
         OSError: it cannot be stored.
     """
-    line = canonical_json(asdict(witnessed)) + b"\n"
+    line = canonical_json({name: str(value) for name, value in asdict(witnessed).items()}) + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(descriptor).st_size
@@ -127,12 +130,11 @@ def read_history(path: Path) -> Iterator[Witnessed]:
 def _parse(line: bytes) -> Witnessed | None:
     try:
         document = json.loads(line)
-        witnessed = Witnessed(**document)
-        numbers = (witnessed.sequence, witnessed.inode, witnessed.born_ns, witnessed.modified_ns)
-        good = canonical_json(document) == line and all(type(number) is int and number >= 0 for number in numbers)
+        good = canonical_json(document) == line and all(_WHOLE.fullmatch(document[name]) for name in _NUMBERS)
+        witnessed = Witnessed(**document | {name: int(document[name]) for name in _NUMBERS})
         good = good and witnessed.sequence >= 1
         good = good and all(DIGEST.fullmatch(text) for text in (witnessed.ledger, witnessed.head))
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return witnessed if good else None
 

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import rfc8785
 from pydantic import Field
 
 from ghostnet.models import REGISTRY, ArchitectureName, NetworkSizes, Norm, PixelRange, architecture
@@ -287,9 +288,9 @@ class Plan:
         return tables
 
     def hash(self) -> str:
-        """SHA-256, in hex, of the canonical JSON form of every key and the format's number."""
+        """SHA-256, in hex, of the canonical JSON (RFC 8785) of every key and the format's number."""
         document = {"format": PLAN_FORMAT, "plan": self.to_dict()}
-        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
 
 
 def network_sizes(image: ImageSpec, model: ModelSpec, *, seed: int = 0) -> NetworkSizes:

@@ -132,11 +132,17 @@ def test_what_json_has_no_form_for_is_not_signed(value: object) -> None:
         keys.sign(Ed25519PrivateKey.generate(), {"x": value})
 
 
+EXACT = 2**53 - 1  # RFC 8785's numbers
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-EXACT, EXACT) | st.floats(-EXACT, EXACT) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def test_a_number_that_json_cannot_hold_exactly_is_not_signed() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        keys.canonical_json({"": EXACT + 1})
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
