@@ -183,8 +183,8 @@ def _write_result(folder: Path, *, seed: int, wall_s: float) -> None:
         "wall_s": wall_s,
         "epsilon_pld": report["privacy"]["epsilon_pld"],
         "delta": report["privacy"]["delta"],
-        "measured_again": report["utility"].get("classification", {}).get("simulation_again", False),
-        **report["utility"].get("classification", {}).get("simulation", {}),
+        "measured_again": any(found.get("simulation_again") for found in report["utility"].values()),
+        **{key: value for found in report["utility"].values() for key, value in found.get("simulation", {}).items()},
         **{key: value for key, value in report["fidelity"].items() if key in LIKENESS},
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")

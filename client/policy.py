@@ -24,6 +24,7 @@ from ghostnet.models import REGISTRY, architecture
 from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
 from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
 from ghostnet.plan.keys import Number, key
+from ghostnet.plan.tasks import REGISTRY as TASKS
 
 ANY_PLAN = ("any",)
 _MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
@@ -285,6 +286,9 @@ def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
         )
     if plan.federation.share not in ("generator", "gan", "pooled"):
         yield f"P11: federation.share = {plan.federation.share!r} is not something that this hospital releases"
+    tasks = plan.utility.tasks
+    if not isinstance(tasks, tuple) or not tasks or any(name not in tuple(TASKS) for name in tasks):
+        yield f"P11: utility.tasks = {tasks!r} is not a list of {', '.join(TASKS)}"
     if plan.federation.share == "pooled":
         yield from _pooled(plan, policy)
     if not _is_approved(plan, policy.approved_plans):

@@ -17,11 +17,10 @@ from ghostnet.errors import DataError
 from ghostnet.evidence import keys
 from ghostnet.evidence.keys import DIGEST
 from ghostnet.exchange import protocol
-from ghostnet.exchange.arrays import Arrays, arrays_sha256, check_arrays, load_arrays
+from ghostnet.exchange.arrays import Arrays, arrays_sha256, check_arrays
 from ghostnet.plan import Plan
 from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
 from ghostnet.training import warm_start
-from ghostnet.utility import classifier
 
 
 def public_stream(name: str) -> int:
@@ -75,21 +74,3 @@ def check_publication(
     for name, content in expected.items():
         if sha256(content) != files[name]:
             raise DataError(f"the digest of {name} to sign is not that of what plan, run, weights and prior give")
-
-
-def received_classifier(plan: Plan, public: Mapping[str, np.ndarray]) -> tuple[torch.nn.Module, torch.Tensor | None]:
-    """The coordinator's classifier and score edges, of exactly the plan's shape: the answer's size must not vary."""
-    weights = {
-        name.removeprefix(protocol.CLASSIFIER): array
-        for name, array in public.items()
-        if name.startswith(protocol.CLASSIFIER)
-    }
-    classes = len(plan.image.labels)
-    model = classifier.build_classifier(channels=plan.image.channels, classes=classes)
-    load_arrays(model, weights)
-    model.eval().requires_grad_(False)  # dropout's masks come from a seed that is no secret, and go by a row's place
-    if classes != 2:
-        return model, None
-    expected = {protocol.SCORE_EDGES: np.zeros(plan.utility.bins - 1, dtype=np.float32)}
-    check_arrays({name: public[name] for name in expected if name in public}, expected)
-    return model, torch.from_numpy(public[protocol.SCORE_EDGES])

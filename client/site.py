@@ -30,7 +30,6 @@ from client.requests import (
     Publication,
     check_publication,
     public_stream,
-    received_classifier,
     received_mean,
 )
 from client.secrets import load_or_create_secret
@@ -55,7 +54,7 @@ from ghostnet.training.device import find_device
 from ghostnet.training.loop import train_round
 from ghostnet.training.release import release_vectors
 from ghostnet.training.state import LocalState
-from ghostnet.utility import classification
+from ghostnet.utility.task import TaskModel, find_task, received_models, task_spec
 
 Answer = Callable[[], Arrays]
 
@@ -278,17 +277,17 @@ class Site:
             plan: the run's plan.
             run_id: the run that `join` reserved.
             generator: final weights, to be published.
-            public: a classifier trained on synthetic images ("classifier.*") and its score edges; the released mean
-                where its class shares are the sampler's.
+            public: of each task whose counts the plan releases, a model trained on synthetic images
+                (`utility.task.models_to_arrays`); the released mean where its class shares are the sampler's.
             publication: digests of the sampler's files as the coordinator will publish them. The first that fits is
                 written into the ledger before anything else, and this run is never signed for another.
 
         Returns:
-            ({"noised_counts": float32 (cells,)} or {}, the statement).
+            ({array of the task's counts: float32 (cells,)} of each task, the statement).
 
         Guarantee:
-            Unit: patient, add/remove one. Sensitivity: 1 (a patient's images share one count).
-            Charged as `catalogue.UTILITY_COUNTS`.
+            Unit: patient, add/remove one. Sensitivity: 1 in each task's counts (a patient's images share one count).
+            Charged as `catalogue.UTILITY_COUNTS` of each task.
         """
 
         def receive() -> Answer:
@@ -297,19 +296,19 @@ class Site:
             released = {name: public[name] for name in (protocol.RELEASED_MEAN,) if name in public}
             mean = received_mean(plan, released) if plan.image.released_prior else None
             check_publication(publication, plan, run_id, generator, mean)
-            if not catalogue.UTILITY_COUNTS.is_on(plan):
-                return dict
-            model, edges = received_classifier(plan, public)
-            return lambda: answer(model.to(self._device), edges)
+            models = received_models(catalogue.counted_tasks(plan), public, task_spec(plan))
+            return (lambda: answer(models)) if models else dict
 
-        def answer(model: torch.nn.Module, edges: torch.Tensor | None) -> Arrays:
-            test = self._cohorts(plan.image).test
-            counts = classification.patient_counts(
-                model, test, classes=len(plan.image.labels), edges=edges
-            )  # (p, cells)
-            noised = release_vectors(catalogue.UTILITY_COUNTS, counts, plan, entropy=self._entropy)
-            self._write_own_report(plan, run_id, model, test)
-            return {protocol.NOISED_COUNTS: noised.numpy()}
+        def answer(models: dict[str, TaskModel]) -> Arrays:
+            test, released = self._cohorts(plan.image).test, {}
+            for name, model in models.items():
+                model.network.to(self._device)
+                statistic = catalogue.UTILITY_COUNTS[name]
+                counts = find_task(name).counts(model, test, task_spec(plan))  # (p, cells)
+                noised = release_vectors(statistic, counts, plan, entropy=self._entropy)
+                released[statistic.array] = noised.numpy()
+            self._write_own_report(plan, run_id, models, test)
+            return released
 
         self._settle(plan, run_id, publication, receive)
         try:
@@ -478,15 +477,16 @@ class Site:
                 masked_with=masked_with,
             )
 
-    def _write_own_report(self, plan: Plan, run_id: str, model: torch.nn.Module, test: Cohort) -> None:
+    def _write_own_report(self, plan: Plan, run_id: str, models: dict[str, TaskModel], test: Cohort) -> None:
         """Exact figures, for the hospital's own eyes: they never leave its folder, nor does whether there are any."""
+        spec = task_spec(plan)
         try:
-            exact = classification.exact_figures(model, test, len(plan.image.labels))
+            exact = {name: find_task(name).exact(model.network, test, spec) for name, model in models.items()}
         except Exception:
             logging.getLogger("ghostnet.site").exception("the hospital's own figures could not be computed")
             return
         path = self._run_folder(run_id) / "report.json"
-        path.write_text(json.dumps({"stays_in_the_hospital": True, "classification": exact}, indent=2) + "\n")
+        path.write_text(json.dumps({"stays_in_the_hospital": True, **exact}, indent=2) + "\n")
         path.chmod(0o600)
 
     def _require_key(self, ledger: Ledger) -> None:

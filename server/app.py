@@ -17,20 +17,21 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from ghostnet.accounting import catalogue
 from ghostnet.accounting.plan_cost import resolve
 from ghostnet.certificate import transcript
 from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
-from ghostnet.exchange.arrays import Arrays, join_pair, load_arrays, split_pair, to_arrays
+from ghostnet.exchange.arrays import join_pair, load_arrays, split_pair, to_arrays
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.progress import Progress, silent
 from ghostnet.training import warm_start
 from ghostnet.training.device import AUTO, find_device
 from ghostnet.training.public_start import PublicImages, fit_public, load_public
-from ghostnet.utility import classification
-from ghostnet.utility.synthetic import train_on_synthetic
+from ghostnet.utility.synthetic import Synthetic, train_on_synthetic
+from ghostnet.utility.task import TaskModel, find_task, models_to_arrays, task_spec
 from server.checkpoint import RELEASED, TRANSCRIPT, Checkpoint
 from server.conversation import Conversation, Hospital, from_record, to_record
 from server.pooled import train_pooled
@@ -90,7 +91,7 @@ def coordinate(
         checkpoint: what an earlier attempt already has.
         expected: hospitals to wait for before asking them to join.
         public: images that the generator starts from, where the plan names some.
-        device: where the coordinator fits the generator and trains the report's classifier.
+        device: where the coordinator fits the generator and trains the models of the report.
         progress: told where the run is.
 
     Raises:
@@ -128,9 +129,8 @@ def coordinate(
     # Finish: the sampler's files; then usefulness as noised counts, and a statement about the files from each hospital.
     drawn = warm_start.with_released_prior(plan, checkpoint.released_mean)  # as the sampler draws
     files = stage(generator, plan, checkpoint, label_prior=drawn.image.label_prior)
-    with checkpoint.timed("train the report's classifier"):
-        classifier, edges = _classifier(generator, drawn, progress)
-    noisy_counts, counted = _finish(conversation, checkpoint, generator, files, public, classifier, edges)
+    models = _train_models(generator, drawn, checkpoint, progress)
+    noisy_counts, counted = _finish(conversation, checkpoint, generator, files, public, models)
     checkpoint.note(conversation.hospitals.values())
     _require_all_signed(conversation, checkpoint)
     outcome = Outcome(
@@ -197,12 +197,17 @@ def _train(
     load_arrays(generator, split_pair(from_record(result.arrays))[0])
 
 
-def _classifier(
-    generator: torch.nn.Module, plan: Plan, progress: Progress
-) -> tuple[torch.nn.Module | None, torch.Tensor | None]:
-    if plan.utility.noise_multiplier == 0:
-        return None, None
-    return train_on_synthetic(generator, plan, progress)
+def _train_models(
+    generator: torch.nn.Module, plan: Plan, checkpoint: Checkpoint, progress: Progress
+) -> dict[str, TaskModel]:
+    """The model of each task that is counted, trained on synthetic images alone."""
+    source = Synthetic(generator=generator, sizes=plan.networks, label_prior=plan.image.label_prior)
+    models = {}
+    for name in catalogue.counted_tasks(plan):
+        task = find_task(name)
+        with checkpoint.timed(f"train the report's {task.model_name}"):
+            models[name] = train_on_synthetic(task, source, task_spec(plan), progress)
+    return models
 
 
 def _finish(
@@ -211,16 +216,11 @@ def _finish(
     generator: torch.nn.Module,
     files: dict[str, str],
     images: PublicImages | None,
-    classifier: torch.nn.Module | None,
-    edges: torch.Tensor | None,
-) -> tuple[np.ndarray | None, int]:
-    """Asks for the last answers; (sum of the noised counts, number of hospitals in it), or None where none is asked."""
+    models: dict[str, TaskModel],
+) -> tuple[dict[str, np.ndarray], int]:
+    """Asks for the last answers; (sum of the noised counts of each task, number of hospitals in it)."""
     plan = conversation.plan
-    public: Arrays = {}
-    if classifier is not None:
-        public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(classifier).items()}
-    if edges is not None:
-        public[protocol.SCORE_EDGES] = edges.numpy().astype(np.float32)
+    public = models_to_arrays(models)
     if plan.image.released_prior:
         public |= checkpoint.released
     reasons: list[str] = []
@@ -235,14 +235,16 @@ def _finish(
         hospital = conversation.hospitals[reply.metadata.src_node_id]
         hospital.statement = _checked_statement(reply, hospital, conversation, files)
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
-    if classifier is None:
-        return None, 0
-    cells = classification.cell_count(len(plan.image.labels), plan.utility.bins)
-    answers = conversation.fitting(replies, {protocol.NOISED_COUNTS: np.zeros(cells, dtype=np.float32)})
-    total = np.zeros(cells, dtype=np.float64)
+    if not models:
+        return {}, 0
+    counts = {name: catalogue.UTILITY_COUNTS[name].array for name in models}
+    cells = {name: find_task(name).cells(task_spec(plan)) for name in models}
+    answers = conversation.fitting(replies, {counts[name]: np.zeros(cells[name], np.float32) for name in models})
+    totals = {name: np.zeros(cells[name], dtype=np.float64) for name in models}
     for arrays in answers.values():
-        total += arrays[protocol.NOISED_COUNTS]
-    return total, len(answers)
+        for name, total in totals.items():
+            total += arrays[counts[name]]
+    return totals, len(answers)
 
 
 def _checked_statement(

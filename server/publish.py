@@ -6,6 +6,7 @@ Everything here is computed from released values; a reader of the run folder (ou
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler.folder import CERTIFICATE_FILE, WEIGHTS_FILE
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.sampler.write import write_sampler
-from ghostnet.utility import classification
+from ghostnet.utility.task import find_task, task_spec
 from server.checkpoint import Checkpoint
 from server.conversation import Hospital, Timing, tenths
 
@@ -38,8 +39,8 @@ class Outcome:
     run_id: str
     staged: Path  # the sampler's folder, as the hospitals signed it
     hospitals: list[Hospital]
-    noisy_counts: np.ndarray | None
-    counted: int
+    noisy_counts: Mapping[str, np.ndarray]  # of each task, summed over the hospitals
+    counted: int  # hospitals in that sum
     timings: list[Timing]
     server_s: dict[str, float]
     key: Ed25519PrivateKey
@@ -152,16 +153,10 @@ def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
 
 
 def _utility(outcome: Outcome) -> dict[str, object]:
-    if outcome.noisy_counts is None:
-        return {}
-    utility = outcome.plan.utility
-    noise_std = utility.noise_multiplier * np.sqrt(outcome.counted)
-    figures = classification.figures(
-        torch.from_numpy(outcome.noisy_counts),
-        len(outcome.plan.image.labels),
-        utility.bins,
-        float(noise_std),
-        labels=outcome.plan.image.labels,
-    )
-    released = f"noised counts of {outcome.counted} hospitals, noise multiplier {utility.noise_multiplier:g} each"
-    return {"classification": {**figures, "released": released}}
+    spec, noise_multiplier = task_spec(outcome.plan), outcome.plan.utility.noise_multiplier
+    noise_std = float(noise_multiplier * np.sqrt(outcome.counted))
+    released = f"noised counts of {outcome.counted} hospitals, noise multiplier {noise_multiplier:g} each"
+    return {
+        name: {**find_task(name).figures(torch.from_numpy(counts), spec, noise_std), "released": released}
+        for name, counts in outcome.noisy_counts.items()
+    }

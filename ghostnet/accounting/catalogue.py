@@ -16,6 +16,8 @@ from enum import Enum
 from ghostnet.accounting.events import Event, GaussianRelease, PoissonGaussianSteps, SharedNoiseSteps
 from ghostnet.errors import LedgerError, PlanError
 from ghostnet.plan import Plan
+from ghostnet.plan.tasks import REGISTRY as TASKS
+from ghostnet.plan.tasks import TaskEntry
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -118,6 +120,19 @@ def warm_start_length(plan: Plan) -> int:
     return len(plan.image.labels) * (warm.features + plan.planes * warm.feature_size**2 + 1)
 
 
+def _task_counts(name: str, entry: TaskEntry) -> Statistic:
+    """The noisy sum of what patients add to the counts of a utility task."""
+    return Statistic(
+        name=entry.event,
+        mechanism=Mechanism.GAUSSIAN,
+        request=Request.FINISH,
+        noise_key="utility.noise_multiplier",
+        policy_code="P05",
+        array=entry.array,
+        is_asked=lambda plan: name in plan.utility.tasks,
+    )
+
+
 WARM_START = Statistic(
     name="warm start",
     mechanism=Mechanism.GAUSSIAN,
@@ -127,14 +142,9 @@ WARM_START = Statistic(
     array="noised_sum",
     length=warm_start_length,
 )
-UTILITY_COUNTS = Statistic(
-    name="utility counts",
-    mechanism=Mechanism.GAUSSIAN,
-    request=Request.FINISH,
-    noise_key="utility.noise_multiplier",
-    policy_code="P05",
-    array="noised_counts",
-)
+UTILITY_COUNTS = {name: _task_counts(name, entry) for name, entry in TASKS.items()}
+"""The counts of each utility task, by the task's name."""
+
 PERCEPTUAL_FEATURES = Statistic(
     name="perceptual features",
     mechanism=Mechanism.GAUSSIAN,
@@ -165,7 +175,7 @@ POOLED_STEPS = Statistic(
     is_asked=lambda plan: plan.federation.is_pooled,
 )
 
-CATALOGUE = (WARM_START, UTILITY_COUNTS, PERCEPTUAL_FEATURES, DISCRIMINATOR_STEPS, POOLED_STEPS)
+CATALOGUE = (WARM_START, *UTILITY_COUNTS.values(), PERCEPTUAL_FEATURES, DISCRIMINATOR_STEPS, POOLED_STEPS)
 """In the order of a plan's events."""
 
 
@@ -176,6 +186,11 @@ def run_requests(plan: Plan) -> tuple[str, ...]:
         for request in Request
         for number in range(1, _request_count(plan, request) + 1)
     )
+
+
+def counted_tasks(plan: Plan) -> tuple[str, ...]:
+    """The utility tasks whose counts a run of this plan releases, each once, in the registry's order."""
+    return tuple(name for name, statistic in UTILITY_COUNTS.items() if statistic.is_on(plan))
 
 
 def events_of(

@@ -25,7 +25,7 @@ from ghostnet.models import build_discriminator
 from ghostnet.plan import Plan
 from ghostnet.privacy.noise import RESERVE, Entropy
 from ghostnet.training.perceptual import embed
-from ghostnet.utility.classification import cell_count
+from ghostnet.utility.task import find_task, task_spec
 
 Draws = dict[float, int]
 """Fractional part, in [0.5, 1), of the standard deviation in powers of two -> numbers of noise drawn."""
@@ -105,8 +105,9 @@ def release_length(statistic: Statistic, plan: Plan) -> int:
     """
     if statistic.length is not None:
         return statistic.length(plan)
-    if statistic == catalogue.UTILITY_COUNTS:
-        return cell_count(len(plan.image.labels), plan.utility.bins)
+    for name, counts in catalogue.UTILITY_COUNTS.items():
+        if statistic == counts:
+            return find_task(name).cells(task_spec(plan))
     discriminator = build_discriminator(plan.networks)
     if statistic in (catalogue.DISCRIMINATOR_STEPS, catalogue.POOLED_STEPS):
         return sum(p.numel() for p in discriminator.parameters() if p.requires_grad)

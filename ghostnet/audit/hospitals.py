@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +30,14 @@ from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy.noise import Entropy
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.warm_start import embedding_size
-from ghostnet.utility.classifier import build_classifier
+from ghostnet.utility.task import TaskModel, find_task, models_to_arrays, task_spec
 
 LEDGER = "ledger.sqlite"  # in a hospital's folder
+
+Networks = Mapping[str, nn.Module]
+"""Networks that a coordinator sends, by the utility task that they count for."""
+
+NONE: Networks = MappingProxyType({})
 
 
 class Hospital(Protocol):
@@ -126,7 +132,7 @@ def released_by(
     cohort: Cohort,
     plan: Plan,
     entropy: Source,
-    classifier: nn.Module | None = None,
+    networks: Networks = NONE,
 ) -> Tensor:
     """The array of a statistic that a fresh hospital with these patients releases, float64 (d,).
 
@@ -136,10 +142,10 @@ def released_by(
         cohort: the patients.
         plan: of the run.
         entropy: of coins and noise.
-        classifier: of the last request.
+        networks: of tasks' models in the last request.
     """
     with joined(open_hospital, [cohort], plan, [entropy]) as run:
-        answer = _answer(run.hospitals[0], run.run_id, plan, statistic.request, classifier)
+        answer = _answer(run.hospitals[0], run.run_id, plan, statistic.request, networks)
         return torch.from_numpy(answer[statistic.array]).double()
 
 
@@ -149,30 +155,22 @@ def single_statistics() -> list[Statistic]:
     return [s for s in catalogue.CATALOGUE if s.request in asked and s.array]
 
 
-def _answer(
-    hospital: Hospital, run_id: str, plan: Plan, request: Request, classifier: nn.Module | None = None
-) -> Arrays:
+def _answer(hospital: Hospital, run_id: str, plan: Plan, request: Request, networks: Networks = NONE) -> Arrays:
     if request is Request.WARM_START:
         return hospital.warm_start(plan, run_id)
     if request is Request.FINISH:
-        return finish(hospital, run_id, plan, classifier)
+        return finish(hospital, run_id, plan, networks)
     raise AuditError(f"{request.name} is no request that is asked once; ask for {Request.WARM_START.name} or the last")
 
 
-def finish(hospital: Hospital, run_id: str, plan: Plan, classifier: nn.Module | None = None) -> Arrays:
-    """The answer to the last request of a run, asked with an untrained generator."""
-    classes = len(plan.image.labels)
-    model = classifier or build_classifier(channels=plan.image.channels, classes=classes)
-    public = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(model).items()}
-    if classes == 2:
-        public[protocol.SCORE_EDGES] = score_edges(plan)
+def finish(hospital: Hospital, run_id: str, plan: Plan, networks: Networks = NONE) -> Arrays:
+    """The answer to the last request of a run, asked with untrained networks but for those given."""
+    models = {}
+    for name in catalogue.counted_tasks(plan):
+        form = find_task(name).untrained(task_spec(plan))
+        models[name] = TaskModel(network=networks.get(name, form.network), numbers=form.numbers)
     generator = to_arrays(build_generator(plan.networks))
-    return hospital.finish(plan, run_id, generator, public)
-
-
-def score_edges(plan: Plan) -> NDArray[np.float32]:
-    """Edges of the score's bins, evenly around 0."""
-    return np.linspace(-1.0, 1.0, plan.utility.bins - 1).astype(np.float32)
+    return hospital.finish(plan, run_id, generator, models_to_arrays(models))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from ghostnet.accounting.catalogue import CATALOGUE, PERCEPTUAL_FEATURES, UTILITY_COUNTS, WARM_START, Statistic
+from ghostnet.accounting.catalogue import (
+    CATALOGUE,
+    PERCEPTUAL_FEATURES,
+    UTILITY_COUNTS,
+    WARM_START,
+    Statistic,
+    counted_tasks,
+)
 from ghostnet.accounting.events import Event
 from ghostnet.audit.accounted import NotedEntropy, accounted_draws, check_draws
 from ghostnet.audit.canaries import NoEntropy
@@ -24,6 +31,8 @@ from ghostnet.audit.crafted import crafted_weights
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.fresh_noise import FALSE_ALARM, Noise
 from ghostnet.audit.hospitals import (
+    NONE,
+    Networks,
     OpenHospital,
     Source,
     answers_of_one_run,
@@ -42,10 +51,11 @@ from ghostnet.exchange.secure_sum import sum_modulo
 from ghostnet.models import build_discriminator
 from ghostnet.plan import LEAST_BANDWIDTH, Plan
 from ghostnet.plan.federation import Share
+from ghostnet.plan.tasks import REGISTRY as TASKS
 from ghostnet.privacy.noise import Entropy, SystemEntropy, from_grid
 from ghostnet.progress import Progress, silent
 from ghostnet.training.cohort import Cohort
-from ghostnet.utility.classifier import build_classifier
+from ghostnet.utility.task import find_task, task_spec
 
 WIDE_LABELS = 8  # with the most features that a hospital takes, a release is longer than any chunk of the noise
 WIDE_FEATURES = 20_000
@@ -90,7 +100,7 @@ def release_plan(base: Plan) -> Plan:
         privacy=replace(base.privacy, sampling_rate=0.5, steps=4, images_per_patient=2),
         warm_start=replace(base.warm_start, features=64, feature_size=14),
         training=replace(base.training, perceptual_weight=1.0, embedding_weight=1.0),
-        utility=replace(base.utility, bins=BINS),
+        utility=replace(base.utility, bins=BINS, tasks=_tasks(base)),
         federation=replace(base.federation, rounds=2),
     )
     keys = list(dict.fromkeys(statistic.noise_key for statistic in CATALOGUE))
@@ -102,6 +112,11 @@ def release_plan(base: Plan) -> Plan:
     return plan
 
 
+def _tasks(base: Plan) -> tuple[str, ...]:
+    """Every utility task that the plan's images can serve."""
+    return tuple(name for name, entry in TASKS.items() if base.image.mask_channels or not entry.needs_masks)
+
+
 def releases_of(
     open_hospital: OpenHospital, noised_features: NoisedFeatures, plan: Plan, kinds: Mapping[str, Plan]
 ) -> list[Release]:
@@ -111,8 +126,8 @@ def releases_of(
     wide = replace(plan, image=image, warm_start=replace(plan.warm_start, features=WIDE_FEATURES))
     found = [_asked(open_hospital, statistic, plan, statistic.name) for statistic in single_statistics()]
     found.append(_asked(open_hospital, WARM_START, wide, "wide warm start"))
-    confusion = build_classifier(channels=plan.image.channels, classes=WIDE_LABELS)
-    found.append(_asked(open_hospital, UTILITY_COUNTS, wide, "utility counts of a confusion table", confusion))
+    for counts in (UTILITY_COUNTS[name] for name in counted_tasks(wide)):
+        found.append(_asked(open_hospital, counts, wide, f"{counts.name} of {WIDE_LABELS} labels"))
     for name, own in _by_architecture(plan, kinds).items():
         found.append(
             _features(noised_features, own, build_discriminator(own.networks), f"perceptual features of {name}")
@@ -128,15 +143,22 @@ def harmful_releases(
         cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
         narrow = replace(plan, warm_start=replace(plan.warm_start, bandwidth=LEAST_BANDWIDTH))
         yield _asked(open_hospital, WARM_START, narrow, f"warm start at bandwidth {LEAST_BANDWIDTH:g}"), cohort
-        build = partial(build_classifier, channels=plan.image.channels, classes=len(plan.image.labels))
-        for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):
-            yield _asked(open_hospital, UTILITY_COUNTS, plan, f"utility counts, {made.words}", made.network), cohort
+        for name in counted_tasks(plan):
+            counts, build = UTILITY_COUNTS[name], partial(_untrained, name, plan)
+            for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):
+                words = f"{counts.name}, {made.words}"
+                yield _asked(open_hospital, counts, plan, words, {name: made.network}), cohort
         for name, own in _by_architecture(plan, kinds).items():
             drawn = drawn_cohort(own, (1,) * (others + 1), seed=others)
             run = partial(_run, cohort=drawn)
             for made in crafted_weights(partial(build_discriminator, own.networks), run, SCALE):
                 words = f"perceptual features of {name}, {made.words}"
                 yield _features(noised_features, own, made.network, words), drawn
+
+
+def _untrained(name: str, plan: Plan) -> nn.Module:
+    """The network of a utility task, with initial weights."""
+    return find_task(name).untrained(task_spec(plan)).network
 
 
 def _run(network: nn.Module, cohort: Cohort) -> object:
@@ -152,12 +174,12 @@ def _by_architecture(plan: Plan, kinds: Mapping[str, Plan]) -> dict[str, Plan]:
 
 
 def _asked(
-    open_hospital: OpenHospital, statistic: Statistic, plan: Plan, name: str, classifier: nn.Module | None = None
+    open_hospital: OpenHospital, statistic: Statistic, plan: Plan, name: str, networks: Networks = NONE
 ) -> Release:
     bound = statistic.norm_bound(plan)
     return Release(
         name=name,
-        ask=lambda cohort, entropy: released_by(open_hospital, statistic, cohort, plan, entropy, classifier) / bound,
+        ask=lambda cohort, entropy: released_by(open_hospital, statistic, cohort, plan, entropy, networks) / bound,
         plan=plan,
         noise_multiplier=statistic.noise_multiplier(plan),
     )

@@ -18,7 +18,7 @@ JOIN = "query.join"  # the plan, ledger heads seen -> the hospital reserves the 
 WARM_START = "query.warm_start"  # nothing -> one noised sum of embeddings
 TRAIN = "train"  # weights, released mean -> weights after local DP-SGD; the discriminator's too where it is shared
 STEP = "query.step"  # pooled: discriminator weights, step, roster -> one masked sum over the patients
-FINISH = "query.finish"  # final generator, classifier, digests of the sampler's files -> noised counts and a statement
+FINISH = "query.finish"  # final generator, tasks' models, digests of the sampler's files -> noised counts, a statement
 
 ARRAYS = "arrays"  # the values released, or the model to start from
 PUBLIC = "public"  # further public arrays that a request carries
@@ -31,10 +31,7 @@ WEIGHT = "weight"
 NOISED_SUM = catalogue.WARM_START.array
 MASKED_SUM = catalogue.POOLED_STEPS.array  # int64, uniform to whoever lacks a mask
 DISCRIMINATOR = "discriminator."  # prefix of a shared discriminator's weights beside the generator's
-NOISED_COUNTS = catalogue.UTILITY_COUNTS.array
 RELEASED_MEAN = "released_mean"
-CLASSIFIER = "classifier."  # prefix of a classifier's weights among public arrays
-SCORE_EDGES = "score_edges"
 
 REFUSED = 101  # error code: the hospital's policy, budget or ledger says no
 SPENT = 103  # error code: this very request began before and died; asking again is in vain, the next one is not

@@ -10,6 +10,7 @@ from ghostnet.errors import PlanError
 from ghostnet.plan.compatibility import check_networks
 from ghostnet.plan.federation import check_federation, read_weights
 from ghostnet.plan.spec import ImageSpec, Plan
+from ghostnet.plan.tasks import REGISTRY as TASKS
 from ghostnet.plan.toml import check_number, read_table
 
 
@@ -43,6 +44,7 @@ def plan_from_dict(raw: object, *, source: str = "plan") -> Plan:
         raw = {**raw, "federation": {**table, "weights": read_weights(table["weights"])}}
     plan = read_table(Plan, raw, source=source, error=PlanError)
     _check_image(plan.image, source)
+    _check_tasks(plan, source)
     _check_rest(plan, source)
     check_networks(plan, source)
     return plan
@@ -58,6 +60,21 @@ def _check_image(image: ImageSpec, source: str) -> None:
         )
     if abs(sum(image.label_prior) - 1) > 1e-6:
         raise PlanError(f"image.label_prior sums to {sum(image.label_prior):g}, not 1; change it in {source}")
+
+
+def _check_tasks(plan: Plan, source: str) -> None:
+    tasks = plan.utility.tasks
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise PlanError(
+            f"utility.tasks = {list(tasks)} needs at least one task and none twice; for no figures set "
+            f"utility.noise_multiplier = 0 in {source}"
+        )
+    for name in tasks:
+        if TASKS[name].needs_masks and plan.image.mask_channels == 0:
+            raise PlanError(
+                f"utility.tasks names {name!r}, which needs masks, and image.mask_channels = 0; set it, or leave the "
+                f"task out of {source}"
+            )
 
 
 def _check_rest(plan: Plan, source: str) -> None:

@@ -19,6 +19,8 @@ from pydantic import Field
 from ghostnet.models import REGISTRY, ArchitectureName, NetworkSizes, Norm, PixelRange, architecture
 from ghostnet.plan.federation import FederationSpec
 from ghostnet.plan.keys import Number, key
+from ghostnet.plan.tasks import REGISTRY as TASKS
+from ghostnet.plan.tasks import TaskName
 
 GradientPenalty = Literal["auto", "none", "fakes", "patient"]
 Loss = Literal["non-saturating", "hinge", "wasserstein"]
@@ -217,8 +219,11 @@ class TrainingSpec:
 class UtilitySpec:
     """Train on synthetic, test on real: what the report may say about usefulness."""
 
+    tasks: Annotated[
+        tuple[TaskName, ...], key("What usefulness is measured at; the counts of each are charged by themselves.")
+    ] = (next(iter(TASKS)),)
     noise_multiplier: Annotated[
-        Number, key("Noise of the released counts; 0: no utility figures.", ge=0, unit="sensitivities")
+        Number, key("Noise of the released counts of each task; 0: no utility figures.", ge=0, unit="sensitivities")
     ] = 3.0
     bins: Annotated[int, key("Score bins of the released counts.", ge=2, le=1000)] = 10
     synthetic_images: Annotated[

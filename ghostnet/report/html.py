@@ -22,16 +22,8 @@ from ghostnet.report.template import PAGE, STYLE
 from ghostnet.sampler.contact_sheet import png_bytes, strip
 from ghostnet.sampler.pixels import to_uint8
 from ghostnet.sampler.sampler import Sampler
+from ghostnet.utility.task import find_task
 
-METRIC_NAMES = {"auc": "area under the ROC curve", "accuracy": "accuracy"}
-SIMULATION_NAMES = {
-    "auc_exact": "exact area, each image once",
-    "auc_exact_by_patient": "exact area, each patient once",
-    "auc_real": "area when trained on the real images",
-    "accuracy_exact": "exact accuracy, each image once",
-    "accuracy_exact_by_patient": "exact accuracy, each patient once",
-    "accuracy_real": "accuracy when trained on the real images",
-}
 LARGEST_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
 
 
@@ -81,7 +73,6 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
     )
     environment.filters |= {"epsilon": _epsilon, "number": _number, "share": _share, "plain": _plain}
     plan, privacy = report.get("plan", {}), report.get("privacy", {})
-    classification = report.get("utility", {}).get("classification")
     sites = report.get("sites", [])
     return environment.from_string(PAGE).render(
         style=STYLE,
@@ -93,13 +84,12 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
         odds=_odds(privacy.get("epsilon")),
         facts=_plan_facts(plan),
         samples=_sample_rows(figures),
-        classification=classification,
+        tasks=[_task_parts(name, figures) for name, figures in report.get("utility", {}).items()],
         sites=sites,
         site_columns=list(dict.fromkeys(key for site in sites for key in site)),
         fidelity=[(name.replace("_", " "), _plain(value)) for name, value in (report.get("fidelity") or {}).items()],
         sampler_path=report.get("sampler_path", "sampler"),
         version=__version__,
-        **_utility_parts(classification),
         **_timing_parts(report.get("timing", {})),
     )
 
@@ -168,19 +158,16 @@ def _sample_rows(figures: ReportFigures) -> list[dict[str, str]]:
     return rows
 
 
-def _utility_parts(classification: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not classification:
-        return {"metric_name": "", "simulated": [], "utility_chart": ""}
-    name = METRIC_NAMES.get(classification["metric"], classification["metric"])
-    rows = [(name, classification.get("value"), classification["interval"], classification.get("chance"))]
-    accuracy = classification.get("accuracy")
-    if isinstance(accuracy, Mapping) and classification["metric"] != "accuracy":
-        rows.append(("accuracy", accuracy.get("value"), accuracy["interval"], accuracy.get("chance")))
-    for label, recall in (classification.get("recall") or {}).items():
-        rows.append((f"recall: {label}", recall.get("value"), recall["interval"], classification.get("recall_chance")))
-    simulation = classification.get("simulation") or {}
-    known = [(SIMULATION_NAMES.get(key, key.replace("_", " ")), value) for key, value in simulation.items()]
-    return {"metric_name": name, "simulated": known, "utility_chart": _inline(interval_chart(rows))}
+def _task_parts(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    task = find_task(name)
+    shown = task.shown(figures)
+    return {
+        "name": name,
+        "model_name": task.model_name,
+        "figures": figures,
+        "shown": shown,
+        "chart": _inline(interval_chart(shown.rows)),
+    }
 
 
 def _timing_parts(timing: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,30 +138,33 @@ PAGE = """<!doctype html>
 </section>
 {% endif %}
 
-{% if classification %}
+{% if tasks %}
 <section id="utility">
   <h2>How useful the images are</h2>
-  <p class="note">A classifier was trained on synthetic images alone and tested on real patients inside the hospitals
+  {% for task in tasks %}
+  {% set found = task.figures %}
+  {% if tasks | length > 1 %}<h3>{{ task.name | capitalize }}</h3>{% endif %}
+  <p class="note">A {{ task.model_name }} was trained on synthetic images alone and tested on real patients inside the hospitals
   (train on synthetic, test on real). The hospitals released noisy counts only, charged to the same budget.</p>
   <div class="big figures">
-    <div><b>{{ classification.value | share }}</b><span>{{ metric_name }}<br>95 % interval {{
-      classification.interval[0] | share }} to {{ classification.interval[1] | share }}</span></div>
-    <div><b>{{ classification.chance | share }}</b><span>chance</span></div>
-    {% for name, value in simulated %}<div><b>{{ value | share }}</b><span>{{ name }}</span></div>{% endfor %}
+    <div><b>{{ found.value | share }}</b><span>{{ task.shown.metric }}<br>95 % interval {{
+      found.interval[0] | share }} to {{ found.interval[1] | share }}</span></div>
+    <div><b>{{ found.chance | share }}</b><span>chance</span></div>
+    {% for name, value in task.shown.simulated %}<div><b>{{ value | share }}</b><span>{{ name }}</span></div>{% endfor %}
   </div>
-  {% if classification.informative is defined and not classification.informative %}
+  {% if found.informative is defined and not found.informative %}
   <div class="limits"><h3>Too few test patients for the noise</h3><p class="note">At least one class had fewer test
     patients than the noise
   that protects them; its figures are not shown.</p></div>{% endif %}
-  {% if utility_chart %}<img class="chart" src="{{ utility_chart }}" alt="{{ metric_name }}, accuracy and recall of
-    each class with intervals">
-  <p class="bar-key">Dot: estimate. Band: 95 % interval, noise included.<i></i>chance</p>{% endif %}
-  <p class="note">Released: {{ classification.released }}.{% if classification.method %} Method: {{
-    classification.method }}.{% endif %}</p>
-  {% if simulated %}<p class="note">The exact figures exist because this run was a simulation on data that its
+  <img class="chart" src="{{ task.chart }}" alt="{{ task.shown.chart_words }}">
+  <p class="bar-key">Dot: estimate. Band: 95 % interval, noise included.<i></i>chance</p>
+  <p class="note">Released: {{ found.released }}.{% if found.method %} Method: {{
+    found.method }}.{% endif %}</p>
+  {% if task.shown.simulated %}<p class="note">The exact figures exist because this run was a simulation on data that its
     operator already holds.
-  A real hospital does not release them.{% if classification.simulation_again %} They were measured again after the run;
-    the released figures are of the classifier of the run.{% endif %}</p>{% endif %}
+  A real hospital does not release them.{% if found.simulation_again %} They were measured again after the run;
+    the released figures are of the {{ task.model_name }} of the run.{% endif %}</p>{% endif %}
+  {% endfor %}
 </section>
 {% endif %}
 

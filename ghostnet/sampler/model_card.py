@@ -38,7 +38,7 @@ Not covered:
 ## Limits
 
 The images show what the budget lets through: rare findings and fine detail may be missing or wrong. Judge any use by
-testing on real images; the run's report does so for classification.
+testing on real images; the run's report does so for {tasks}.
 """
 
 
@@ -64,6 +64,7 @@ def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) 
         name=_cell(plan.name),
         rows=table,
         label=_cell(image.labels[0]),
+        tasks=" and ".join(plan.utility.tasks),
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
         unit=unit_line(plan.privacy.unit),

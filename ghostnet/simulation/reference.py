@@ -6,7 +6,7 @@ They are not differentially private and would not exist in a deployment; the rep
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,15 +14,17 @@ import torch
 
 from client.config import SiteConfig
 from client.site import Site
+from ghostnet.accounting.catalogue import counted_tasks
 from ghostnet.errors import PolicyError
 from ghostnet.plan import Plan
-from ghostnet.progress import Progress
+from ghostnet.progress import Progress, silent
 from ghostnet.report.html import draw_figures, write_report
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.device import AUTO
-from ghostnet.utility import classification, classifier, fidelity
-from ghostnet.utility.synthetic import draw_labels, train_on_synthetic
+from ghostnet.utility import classifier, fidelity
+from ghostnet.utility.synthetic import Synthetic, draw_labels, train_on_synthetic
+from ghostnet.utility.task import Task, find_task, task_spec
 
 FIDELITY_METHOD = (
     "exact, simulation only, not private: synthetic against real test images, as many of each class, seen through the "
@@ -30,8 +32,9 @@ FIDELITY_METHOD = (
 )
 
 REFERENCE_SEED = 0
-"""Of the first weights of the classifier trained on real images, whatever the plan's seed: fidelity is measured through
-its features, so that runs on the same images are seen through networks that differ by the images' order alone."""
+"""Of the first weights of what is trained on real images, whatever the plan's seed: fidelity is measured through a
+classifier's features, so that runs on the same images are seen through networks that differ by the images' order alone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +42,13 @@ class ExactFigures:
     """Figures without noise, of all hospitals together.
 
     Attributes:
-        classification: "<metric>_exact" of the classifier trained on synthetic images, "<metric>_real" of one trained
+        utility: of each task, "<metric>_exact" of the model trained on synthetic images, "<metric>_real" of one trained
             on the real ones.
         fidelity: distance of synthetic from real test images, and of real training images from them ("real_..."),
             which no generator can be expected to beat.
     """
 
-    classification: dict[str, float]
+    utility: dict[str, dict[str, float]]
     fidelity: dict[str, float]
 
 
@@ -66,23 +69,47 @@ def exact_figures(
     cohorts = [Site(config, progress=progress).prepare(plan.image) for config in configs]
     train = _together([c.train for c in cohorts])
     test = _together([c.test for c in cohorts])
-    classes = len(plan.image.labels)
-    generator = Sampler.load(sampler, device=device).generator
-    synthetic, _ = train_on_synthetic(generator, plan, progress)
-    real = classifier.train_classifier(
+    source = Synthetic(
+        generator=Sampler.load(sampler, device=device).generator,
+        sizes=plan.networks,
+        label_prior=plan.image.label_prior,
+    )
+    spec, device = task_spec(plan), next(source.generator.parameters()).device
+    figures: dict[str, dict[str, float]] = {}
+    looking: list[classifier.Classifier] = []  # on the real images; the first one measures fidelity
+    for name in counted_tasks(plan):
+        task = find_task(name)
+        synthetic = train_on_synthetic(task, source, spec, progress).network
+        real = task.train(train.images, train.labels, spec, seed=REFERENCE_SEED, device=device, progress=silent)
+        figures[name] = _exact(task, {"exact": synthetic, "real": real}, test, plan)
+        looking += [real] if isinstance(real, classifier.Classifier) else []
+    network = looking[0] if looking else _real_classifier(plan, train, device)
+    return ExactFigures(utility=figures, fidelity=_fidelity(plan, source, network, train, test))
+
+
+def _exact(task: Task, networks: Mapping[str, torch.nn.Module], test: Cohort, plan: Plan) -> dict[str, float]:
+    """Exact figures of each network as the report names them; where images name no patients, none by patient."""
+    spec, found = task_spec(plan), {}
+    for words, network in networks.items():
+        exact = task.exact(network, test, spec)
+        for key, shown in task.exact_names(spec):
+            value = exact.get(key)
+            if value is not None and (plan.privacy.unit == "patient" or not key.endswith("by_patient")):
+                found[shown.format(words)] = value
+    return found
+
+
+def _real_classifier(plan: Plan, train: Cohort, device: torch.device) -> classifier.Classifier:
+    """The network that fidelity is measured through, where no task of the plan trains it."""
+    return classifier.train_classifier(
         train.images,
         train.labels,
-        classes,
+        len(plan.image.labels),
         plan.utility.classifier_steps,
         REFERENCE_SEED,
         channels=plan.image.channels,
-        device=next(generator.parameters()).device,
+        device=device,
     )
-    figures: dict[str, float] = {}
-    for name, model in (("exact", synthetic), ("real", real)):
-        exact = classification.exact_figures(model, test, classes)
-        figures |= {shown.format(name): exact[key] for key, shown in _shown(plan) if exact.get(key) is not None}
-    return ExactFigures(classification=figures, fidelity=_fidelity(plan, generator, real, train, test))
 
 
 def add_to_report(
@@ -100,41 +127,30 @@ def add_to_report(
         out: the run's folder.
         plan: its plan.
         configs: its hospitals.
-        progress: told the classifiers' steps.
-        device: where both classifiers are trained.
+        progress: told the steps of training on synthetic images.
+        device: where all models are trained.
         again: whether they replace those of the run; it is said in the report, because what the hospitals released
-            remains of the classifier of the run.
+            remains of the models of the run.
     """
     report = json.loads((out / "report.json").read_text())
     exact = exact_figures(plan, configs, out / "sampler", progress, device=device)
-    classified = report["utility"].setdefault("classification", {})
-    classified["simulation"] = exact.classification
-    if again:
-        classified["simulation_again"] = True
+    for name, figures in exact.utility.items():
+        found = report["utility"].setdefault(name, {})
+        found["simulation"] = figures
+        if again:
+            found["simulation_again"] = True
     report["fidelity"] = {**exact.fidelity, "method": FIDELITY_METHOD}
     write_report(out, report, draw_figures(Sampler.load(out / "sampler")))
 
 
-def _shown(plan: Plan) -> list[tuple[str, str]]:
-    """(key of the exact figures, name in the report with a place for which classifier it is)."""
-    labels = plan.image.labels
-    named = [("auc", "auc_{}"), ("macro_auc", "macro_auc_{}")]
-    if plan.privacy.unit == "patient":
-        named += [("auc_by_patient", "auc_{}_by_patient")]
-    named += [("accuracy", "accuracy_{}"), ("balanced_accuracy", "balanced_accuracy_{}")]
-    for c, label in enumerate(labels):
-        named += [(f"auc_{c}", f"auc_{{}} of {label}"), (f"recall_{c}", f"recall_{{}} of {label}")]
-    return named
-
-
 def _fidelity(
-    plan: Plan, generator: torch.nn.Module, model: classifier.Classifier, train: Cohort, test: Cohort
+    plan: Plan, source: Synthetic, model: classifier.Classifier, train: Cohort, test: Cohort
 ) -> dict[str, float]:
     """Through the features of the classifier trained on real images; labels of the fakes as among the test images."""
     n = min(len(test.labels), fidelity.LARGEST_SET)
     public = torch.Generator().manual_seed(plan.seed + 2)
     rows = torch.randperm(len(test.labels), generator=public)[:n]
-    fakes = draw_labels(generator, plan, test.labels[rows], seed=plan.seed + 2)
+    fakes = draw_labels(source, test.labels[rows], seed=plan.seed + 2)
     others = torch.randperm(len(train.labels), generator=public)[:n]
     real, synthetic, trained = (
         fidelity.image_features(model, images) for images in (test.images[rows], fakes, train.images[others])

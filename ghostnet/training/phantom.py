@@ -2,7 +2,7 @@
 
 `draw_anatomy` draws one patient's body; `radiograph` takes an image of it, each time in another pose and exposure, with
 or without lesions. Everything follows from the generator that is passed in. The images serve demonstrations and tests;
-they look like frontal chest X-rays and carry a real classification and segmentation task, and no clinical truth.
+they look like frontal chest X-rays and carry labels and masks that can be learned, and no clinical truth.
 
 Coordinates: x and y in [-1,1] over the image, y down, the patient's left on the right as in a radiograph. Densities
 are brightness before exposure: air 0, lung about 0.25, soft tissue about 0.6, bone more.

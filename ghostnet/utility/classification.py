@@ -11,6 +11,7 @@ hospitals' vectors are added; everything after that is post-processing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +20,13 @@ import torch
 from torch import nn
 
 from ghostnet.errors import DataError
+from ghostnet.progress import Progress
 from ghostnet.training.cohort import Cohort
 from ghostnet.utility.classifier import build_classifier, predict, train_classifier
+from ghostnet.utility.task import Figures, Shown, Task, TaskModel, TaskSpec
 
 __all__ = [
+    "TASK",
     "build_classifier",
     "cell_count",
     "exact_figures",
@@ -35,6 +39,8 @@ __all__ = [
 
 REPLICATES = 2000
 COVERAGE = 0.95
+EDGE_IMAGES = 1000  # held-out synthetic images that place the score bins
+EDGES = "score_edges"
 REACH = 0.8  # quantile of one side's synthetic scores up to which edges are laid
 METHOD = (
     "each patient counts once; "
@@ -319,3 +325,95 @@ def rank_auc(values: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor |
 
 def _mean(values: torch.Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+# As a task: the functions above, given the plan's part.
+
+METRIC_NAMES = {"auc": "area under the ROC curve", "accuracy": "accuracy"}
+SIMULATION_NAMES = {
+    "auc_exact": "exact area, each image once",
+    "auc_exact_by_patient": "exact area, each patient once",
+    "auc_real": "area when trained on the real images",
+    "accuracy_exact": "exact accuracy, each image once",
+    "accuracy_exact_by_patient": "exact accuracy, each patient once",
+    "accuracy_real": "accuracy when trained on the real images",
+}
+
+
+def _untrained(spec: TaskSpec) -> TaskModel:
+    classes = len(spec.image.labels)
+    edges = np.linspace(-1.0, 1.0, spec.utility.bins - 1).astype(np.float32)  # evenly around 0
+    return TaskModel(
+        network=build_classifier(channels=spec.image.channels, classes=classes),
+        numbers={EDGES: torch.from_numpy(edges)} if classes == 2 else {},
+    )
+
+
+def _train(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    spec: TaskSpec,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress,
+) -> nn.Module:
+    return train_classifier(
+        images,
+        labels,
+        len(spec.image.labels),
+        spec.utility.classifier_steps,
+        seed,
+        channels=spec.image.channels,
+        device=device,
+        progress=progress,
+    )
+
+
+def _numbers(network: nn.Module, draw: Callable[[int], torch.Tensor], spec: TaskSpec) -> dict[str, torch.Tensor]:
+    if len(spec.image.labels) != 2:
+        return {}
+    return {EDGES: score_edges(network, draw(EDGE_IMAGES), spec.utility.bins)}
+
+
+def _exact_names(spec: TaskSpec) -> list[tuple[str, str]]:
+    named = [("auc", "auc_{}"), ("macro_auc", "macro_auc_{}"), ("auc_by_patient", "auc_{}_by_patient")]
+    named += [("accuracy", "accuracy_{}"), ("balanced_accuracy", "balanced_accuracy_{}")]
+    for c, label in enumerate(spec.image.labels):
+        named += [(f"auc_{c}", f"auc_{{}} of {label}"), (f"recall_{c}", f"recall_{{}} of {label}")]
+    return named
+
+
+def _shown(found: Figures) -> Shown:
+    name = METRIC_NAMES.get(found["metric"], found["metric"])
+    rows = [(name, found.get("value"), found["interval"], found.get("chance"))]
+    accuracy = found.get("accuracy")
+    if isinstance(accuracy, Mapping) and found["metric"] != "accuracy":
+        rows.append(("accuracy", accuracy.get("value"), accuracy["interval"], accuracy.get("chance")))
+    for label, recall in (found.get("recall") or {}).items():
+        rows.append((f"recall: {label}", recall.get("value"), recall["interval"], found.get("recall_chance")))
+    exact = (found.get("simulation") or {}).items()
+    return Shown(
+        metric=name,
+        rows=rows,
+        chart_words=f"{name}, accuracy and recall of each class with intervals",
+        simulated=[(SIMULATION_NAMES.get(key, key.replace("_", " ")), value) for key, value in exact],
+    )
+
+
+TASK = Task(
+    model_name="classifier",
+    untrained=_untrained,
+    train=_train,
+    numbers=_numbers,
+    cells=lambda spec: cell_count(len(spec.image.labels), spec.utility.bins),
+    counts=lambda model, cohort, spec: patient_counts(
+        model.network, cohort, classes=len(spec.image.labels), edges=model.numbers.get(EDGES)
+    ),
+    figures=lambda counts, spec, noise_std: figures(
+        counts, len(spec.image.labels), spec.utility.bins, noise_std, labels=spec.image.labels
+    ),
+    exact=lambda network, cohort, spec: exact_figures(network, cohort, len(spec.image.labels)),
+    exact_names=_exact_names,
+    shown=_shown,
+)

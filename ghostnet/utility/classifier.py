@@ -41,7 +41,7 @@ class Classifier(nn.Module):
     def __init__(self, *, channels: int, classes: int) -> None:
         super().__init__()
         if classes < 2:
-            raise DataError(f"classification needs at least 2 classes, not {classes}; leave this task out")
+            raise DataError(f"a classifier needs at least 2 classes, not {classes}; leave its task out of the plan")
         self.channels, self.classes = channels, classes
         widths = (WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH)
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, stride=2, padding=2), nn.GELU()]

@@ -1,74 +1,75 @@
-"""The classifier of train-on-synthetic-test-on-real: it has seen nothing but the generator's images."""
+"""Train on synthetic: labelled images of a generator, and the models of utility tasks that have seen nothing else."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ghostnet.models import architecture
-from ghostnet.plan import Plan
+from ghostnet.models import NetworkSizes, architecture
 from ghostnet.progress import Progress, silent
-from ghostnet.utility import classification, classifier
+from ghostnet.utility.task import Task, TaskModel, TaskSpec
 
 DRAW_BATCH = 200
-EDGE_IMAGES = 1000  # held-out synthetic images that place the score bins
 
 
-def train_on_synthetic(
-    generator: nn.Module, plan: Plan, progress: Progress = silent
-) -> tuple[nn.Module, torch.Tensor | None]:
-    """Draws labelled synthetic images and trains the report's classifier on them.
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """A generator, and how labelled images are drawn from it.
+
+    Attributes:
+        generator: not changed; its device is the one that is computed on.
+        sizes: that it was built from.
+        label_prior: PUBLIC share of each class.
+    """
+
+    generator: nn.Module
+    sizes: NetworkSizes
+    label_prior: tuple[float, ...]
+
+
+def train_on_synthetic(task: Task, source: Synthetic, spec: TaskSpec, progress: Progress = silent) -> TaskModel:
+    """Draws labelled synthetic images and trains a task's model on them.
 
     Args:
-        generator: the final generator; not changed. Its device is the one that is computed on.
-        plan: label prior, number of images, steps and public seed.
-        progress: told the classifier's steps.
+        task: whose model.
+        source: the final generator.
+        spec: number of images, steps and public seed.
+        progress: told the steps.
 
     Returns:
-        The classifier, and for two classes the edges of the score bins, placed by further synthetic images.
-        Reads no patient data: both are post-processing of the generator.
+        The model; its numbers come from further synthetic images. Reads no patient data: both are post-processing of
+        the generator.
     """
-    images, labels = draw(generator, plan, plan.utility.synthetic_images, seed=plan.seed)
-    classes = len(plan.image.labels)
-    model = classifier.train_classifier(
-        images,
-        labels,
-        classes,
-        plan.utility.classifier_steps,
-        plan.seed,
-        channels=plan.image.channels,
-        device=next(generator.parameters()).device,
-        progress=progress,
-    )
-    if classes != 2:
-        return model, None
-    held_out, _ = draw(generator, plan, EDGE_IMAGES, seed=plan.seed + 1)
-    return model, classification.score_edges(model, held_out, plan.utility.bins)
+    images, labels = draw(source, spec.utility.synthetic_images, seed=spec.seed)
+    device = next(source.generator.parameters()).device
+    network = task.train(images, labels, spec, seed=spec.seed, device=device, progress=progress)
+    numbers = task.numbers(network, lambda n: draw(source, n, seed=spec.seed + 1)[0], spec)
+    return TaskModel(network=network, numbers=numbers)
 
 
-@torch.no_grad()
-def draw(generator: nn.Module, plan: Plan, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Synthetic images with labels in the plan's public shares: float32 (n, planes, h, w), int64 (n,)."""
+def draw(source: Synthetic, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Synthetic images with labels in the public shares: float32 (n, planes, h, w), int64 (n,)."""
     public = torch.Generator().manual_seed(seed)
-    prior = torch.tensor(plan.image.label_prior, dtype=torch.float64)
+    prior = torch.tensor(source.label_prior, dtype=torch.float64)
     labels = torch.multinomial(prior, n, replacement=True, generator=public)
-    return _images(generator, plan, labels, public), labels
+    return _images(source, labels, public), labels
+
+
+def draw_labels(source: Synthetic, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Synthetic images of given labels: int64 (n,) -> float32 (n, planes, h, w)."""
+    return _images(source, labels, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def draw_labels(generator: nn.Module, plan: Plan, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
-    """Synthetic images of given labels: int64 (n,) -> float32 (n, planes, h, w)."""
-    return _images(generator, plan, labels, torch.Generator().manual_seed(seed))
-
-
-def _images(generator: nn.Module, plan: Plan, labels: torch.Tensor, public: torch.Generator) -> torch.Tensor:
+def _images(source: Synthetic, labels: torch.Tensor, public: torch.Generator) -> torch.Tensor:
     """Drawn on the generator's device; the images lie on the CPU."""
-    network, latent = copy.deepcopy(generator).eval(), plan.model.latent
-    device, draw = next(network.parameters()).device, architecture(plan.model.architecture).draw
+    network = copy.deepcopy(source.generator).eval()
+    device, draw_batch = next(network.parameters()).device, architecture(source.sizes.architecture).draw
     parts = []
     for some in labels.split(DRAW_BATCH):
-        z = torch.randn(len(some), latent, generator=public)
-        parts.append(draw(network, z.to(device), some.to(device)).cpu())
+        z = torch.randn(len(some), source.sizes.latent, generator=public)
+        parts.append(draw_batch(network, z.to(device), some.to(device)).cpu())
     return torch.cat(parts)

@@ -203,7 +203,7 @@ def test_a_statistic_gets_no_noise_in_a_plan_or_a_form_that_it_does_not_have():
         with pytest.raises(PlanError, match="not released by this plan"):
             noised_by(statistic, plan, SeededEntropy(0))
     with pytest.raises(PlanError, match="one noisy sum over all patients"):
-        release_step(UTILITY_COUNTS, {"weight": torch.zeros(3)}, tiny, entropy=SeededEntropy(0))
+        release_step(UTILITY_COUNTS["classification"], {"weight": torch.zeros(3)}, tiny, entropy=SeededEntropy(0))
     with pytest.raises(PlanError, match="Poisson sample"):
         release_vectors(DISCRIMINATOR_STEPS, torch.zeros(2, 3), tiny, entropy=SeededEntropy(0))
     with pytest.raises(PlanError, match="over all patients"):
@@ -279,13 +279,12 @@ CLASS_COUNTS = Statistic(
 CATALOGUE = (*CATALOGUE, CLASS_COUNTS)
 """
 ANSWER = """
-            answer = {protocol.NOISED_COUNTS: noised.numpy()}
             if catalogue.CLASS_COUNTS.is_on(plan):
                 has = torch.zeros(test.patients, len(plan.image.labels))
                 has[test.owners, test.labels] = 1.0
-                released = release_vectors(catalogue.CLASS_COUNTS, has, plan, entropy=self._entropy)
-                answer["class_counts"] = released.numpy()
-            return answer
+                noised = release_vectors(catalogue.CLASS_COUNTS, has, plan, entropy=self._entropy)
+                released["class_counts"] = noised.numpy()
+            return released
 """
 
 
@@ -316,7 +315,7 @@ def copy(tmp_path: Path) -> Path:
     )
     edit(
         tmp_path / "client/site.py",
-        "\n            return {protocol.NOISED_COUNTS: noised.numpy()}\n",
+        "\n            return released\n",
         ANSWER,
     )
     return tmp_path
@@ -349,7 +348,7 @@ def test_the_same_without_its_entry_is_released_by_nobody(copy):
     text = (copy / "client/site.py").read_text()
     (copy / "client/site.py").write_text(
         text.replace("catalogue.CLASS_COUNTS.is_on(plan)", "plan.utility.class_counts_noise_multiplier == 0").replace(
-            "release_vectors(catalogue.CLASS_COUNTS, has, plan,", "release_vectors(catalogue.UTILITY_COUNTS, has, plan,"
+            "release_vectors(catalogue.CLASS_COUNTS, has, plan,", "release_vectors(statistic, has, plan,"
         )
     )
     done = ask_copy(copy)

@@ -72,6 +72,7 @@ ASKED = [
     *(("privacy.clip_norm", value, "P10") for value in [*NO_NUMBER, 0.0]),
     *(("model.discriminator_norm", value, "P11") for value in ["batch", "", None, 7]),
     *(("federation.share", value, "P11") for value in ["discriminator", "gradients", None]),
+    *(("utility.tasks", value, "P11") for value in [(), ("other",), ("classification", None), "classification", None]),
     *(("privacy.fakes", value, "P14") for value in [*NO_NUMBER, 0, 8193]),
     *(("training.perceptual_noise_multiplier", value, "P16") for value in [*NO_NUMBER, 1e-9, 0.299]),
     ("federation.share", "pooled", "P17"),

@@ -21,6 +21,7 @@ from client.app import build_app
 from client.config import load_site
 from client.requests import Publication
 from client.site import Site
+from ghostnet.accounting.catalogue import counted_tasks
 from ghostnet.accounting.events import event_to_dict
 from ghostnet.accounting.plan_cost import plan_events, resolve
 from ghostnet.errors import BudgetError, DataError, FederationError, LedgerError, PolicyError, SpentError
@@ -33,7 +34,8 @@ from ghostnet.exchange.arrays import arrays_sha256, to_arrays
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
 from ghostnet.training.warm_start import embedding_size
-from ghostnet.utility import classifier
+from ghostnet.utility import classification
+from ghostnet.utility.task import find_task, models_to_arrays, task_spec
 from tests.client.intake.picture_files import eight_bit, write_png
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.samplers import publication
@@ -195,10 +197,10 @@ def test_a_run_is_signed_for_one_sampler_only(site: Site, plan: Plan) -> None:
     site.join(plan, run_id)
     signed = publication(plan, run_id, generator)
     counts, statement = site.finish(plan, run_id, generator, _classifier(plan), signed)
-    assert counts.keys() == {protocol.NOISED_COUNTS}
+    assert counts.keys() == {"noised_counts"}
     assert statement["files"] == signed.files
     again, _ = site.finish(plan, run_id, generator, _classifier(plan), signed)
-    np.testing.assert_array_equal(counts[protocol.NOISED_COUNTS], again[protocol.NOISED_COUNTS])
+    np.testing.assert_array_equal(counts["noised_counts"], again["noised_counts"])
     other = {name: array + 1 for name, array in generator.items()}
     with pytest.raises(LedgerError, match="other files"):
         site.finish(plan, run_id, other, _classifier(plan), publication(plan, run_id, other))
@@ -217,7 +219,7 @@ def test_a_last_answer_that_fails_leaves_the_run_with_the_sampler_that_it_was_as
     def fails(*arguments: object, **rest: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(client.site.classification, "patient_counts", fails)
+    monkeypatch.setattr(classification, "TASK", dataclasses.replace(classification.TASK, counts=fails))
     with pytest.raises(MemoryError):
         site.finish(plan, run_id, generator, _classifier(plan), first)
     monkeypatch.undo()
@@ -265,7 +267,7 @@ def test_a_hospital_killed_before_it_begins_its_last_answer_has_settled_on_the_s
     with pytest.raises(LedgerError, match="other files"):
         site.finish(plan, run_id, other, _classifier(plan), publication(plan, run_id, other))
     counts, statement = site.finish(plan, run_id, generator, _classifier(plan), publication(plan, run_id, generator))
-    assert counts.keys() == {protocol.NOISED_COUNTS}
+    assert counts.keys() == {"noised_counts"}
     assert [entry["request"] for entry in statement["answered"]] == ["finish"]
 
 
@@ -390,10 +392,8 @@ def test_a_statement_on_an_adopted_ledger_says_so(site_file: Path, plan: Plan) -
 
 
 def _classifier(plan: Plan) -> dict[str, np.ndarray]:
-    model = classifier.build_classifier(channels=1, classes=2)
-    arrays = {f"{protocol.CLASSIFIER}{name}": array for name, array in to_arrays(model).items()}
-    edges = np.linspace(-1, 1, plan.utility.bins - 1, dtype=np.float32)
-    return {**arrays, protocol.SCORE_EDGES: edges}
+    spec = task_spec(plan)
+    return models_to_arrays({name: find_task(name).untrained(spec) for name in counted_tasks(plan)})
 
 
 def test_a_repeated_request_gets_identical_bytes_and_is_charged_once(site: Site, plan: Plan) -> None:

@@ -40,6 +40,7 @@ from ghostnet.training import perceptual, release, warm_start
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import patient_gradients
 from ghostnet.utility import classification, classifier
+from ghostnet.utility.task import TaskModel, TaskSpec
 from tests.entropy import SeededEntropy
 from tests.planted.audit_builds import NoClip, loop_with
 
@@ -574,14 +575,16 @@ def classifier_in_training_mode() -> Iterator[None]:
 
     The self-test, which refuses it, is left out.
     """
-    right = client.site.received_classifier
+    right = client.site.received_models
 
-    def training(*arguments: Any) -> tuple[nn.Module, Tensor | None]:
-        model, edges = right(*arguments)
-        return model.train(), edges
+    def training(*arguments: Any) -> dict[str, TaskModel]:
+        models = right(*arguments)
+        for model in models.values():
+            model.network.train()
+        return models
 
     with (
-        mock.patch.object(client.site, "received_classifier", training),
+        mock.patch.object(client.site, "received_models", training),
         mock.patch.object(blocks, "_rows_are_invariant", return_value=False),
     ):
         yield
@@ -623,12 +626,12 @@ def images_counted_fully() -> Iterator[None]:
 @contextmanager
 def images_counted_many_times() -> Iterator[None]:
     """The utility counts take one row an image."""
-    right = classification.patient_counts
+    right = classification.TASK
 
-    def counts(model: nn.Module, cohort: Cohort, **named: Any) -> Tensor:
-        return right(model, each_image_a_patient(cohort), **named)
+    def counts(model: TaskModel, cohort: Cohort, spec: TaskSpec) -> Tensor:
+        return right.counts(model, each_image_a_patient(cohort), spec)
 
-    with mock.patch.object(client.site.classification, "patient_counts", counts):
+    with mock.patch.object(classification, "TASK", dataclasses.replace(right, counts=counts)):
         yield
 
 
@@ -650,14 +653,14 @@ def features_of_norm_two() -> Iterator[None]:
 @contextmanager
 def counts_weighted_by_the_cohort() -> Iterator[None]:
     """Classes of the test patients weigh by how rare they are."""
-    right = classification.patient_counts
+    right = classification.TASK
 
-    def counts(model: nn.Module, cohort: Cohort, **named: Any) -> Tensor:
-        found = right(model, cohort, **named)
+    def counts(model: TaskModel, cohort: Cohort, spec: TaskSpec) -> Tensor:
+        found = right.counts(model, cohort, spec)
         share = torch.bincount(cohort.labels, minlength=2).float() / max(1, len(cohort.labels))
         return found * (1 - share[0] / 2)
 
-    with mock.patch.object(client.site.classification, "patient_counts", counts):
+    with mock.patch.object(classification, "TASK", dataclasses.replace(right, counts=counts)):
         yield
 
 

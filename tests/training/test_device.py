@@ -29,8 +29,10 @@ from ghostnet.training import loop, warm_start
 from ghostnet.training.device import find_device
 from ghostnet.training.loop import train_round
 from ghostnet.training.state import LocalState
+from ghostnet.utility import classification
 from ghostnet.utility.classification import patient_counts, score_edges
-from ghostnet.utility.synthetic import train_on_synthetic
+from ghostnet.utility.synthetic import Synthetic, train_on_synthetic
+from ghostnet.utility.task import task_spec
 from tests.elsewhere import DEVICE, elsewhere
 from tests.entropy import SeededEntropy
 from tests.networks import network_plan, plan_cohort
@@ -92,7 +94,10 @@ def shared(device: torch.device) -> Numbers:
 
 def judged(device: torch.device) -> Numbers:
     plan = plan_of()
-    model, edges = train_on_synthetic(build_generator(plan.networks).to(device), plan)
+    generator = build_generator(plan.networks).to(device)
+    source = Synthetic(generator=generator, sizes=plan.networks, label_prior=plan.image.label_prior)
+    trained_model = train_on_synthetic(classification.TASK, source, task_spec(plan))
+    model, edges = trained_model.network, trained_model.numbers[classification.EDGES]
     test = plan_cohort(plan, seed=1)
     counts = patient_counts(model, test, classes=2, edges=score_edges(model, test.images, 4))
     return {**to_arrays(model), "edges": edges.numpy(), "counts": counts.numpy()}
