@@ -17,6 +17,7 @@ import numpy as np
 from client.config import load_site
 from client.policy import check_plan
 from client.site import Site
+from client.site_toml import write_site
 from ghostnet import Sampler
 from ghostnet.accounting.plan_cost import resolve
 from ghostnet.certificate.certificate import verify_sampler
@@ -28,15 +29,12 @@ from ghostnet.progress import silent
 from ghostnet.simulation.run import Engine, run
 
 PLAN = Path(__file__).with_name("tiny.toml")
-SITE = """
-name = "{name}"
-[data]
-kind = "npz"
-path = "data.npz"
-[policy]
-max_epsilon = 10.0   # per patient, over all runs
-delta = 1e-5
-"""
+LIMITS = {
+    "data.kind": "npz",
+    "data.path": "data.npz",
+    "policy.max_epsilon": 10.0,  # per patient, over all runs
+    "policy.delta": 1e-5,
+}
 
 
 def write_hospital(folder: Path, name: str, seed: int) -> Path:
@@ -49,7 +47,7 @@ def write_hospital(folder: Path, name: str, seed: int) -> Path:
     patients = np.array([f"{name}-{n:03d}" for n in owners])
     folder.mkdir(parents=True, mode=0o700)
     np.savez(folder / "data.npz", images=images.astype(np.uint8), labels=labels, patient=patients)
-    (folder / "site.toml").write_text(SITE.format(name=name))
+    write_site(folder / "site.toml", LIMITS | {"name": name})
     return folder / "site.toml"
 
 

@@ -86,6 +86,8 @@ def edges() -> Iterator[Any]:
             in_list = asked.type.startswith("a list")
             info = found_at(cls, (*asked.dotted.split("."), *([0] if in_list else [])))
             for mark in info.metadata if info else []:
+                if step := getattr(mark, "multiple_of", None):
+                    yield pytest.param(name, asked, 5 * step, 5 * step + 1, id=f"{asked.dotted}-multiple_of")
                 for sign, outwards, inside in (("ge", -1, True), ("gt", -1, False), ("le", 1, True), ("lt", 1, False)):
                     if (bound := getattr(mark, sign, None)) is not None:
                         whole = asked.type == "a whole number"

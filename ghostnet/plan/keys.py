@@ -33,7 +33,7 @@ def key(
     example: object = None,
     kinds: tuple[str, ...] = (),
     schema: Mapping[str, Any] | None = None,
-    **bounds: float,
+    **bounds: Any,
 ) -> Any:
     """What is said of one key, beside its type.
 
@@ -55,7 +55,7 @@ def key(
             found.update(own)
 
     examples = None if example is None else [example]
-    return Field(description=words, examples=examples, json_schema_extra=extra or None, **bounds)  # type: ignore[arg-type]
+    return Field(description=words, examples=examples, json_schema_extra=extra or None, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
