@@ -2,13 +2,12 @@
 
 Both accountants are for the add/remove adjacency of one unit whose influence on each noised sum is at most the norm
 bound (L2 sensitivity 1 in units of the noise multiplier). The privacy loss distribution (Google dp-accounting,
-connect-the-dots, pessimistic) is the authority; Renyi DP (Opacus) is looser, and independent code.
+connect-the-dots, pessimistic) is the authority; Renyi DP (renyi.py) is looser, and independent code.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ghostnet.accounting import renyi
 from ghostnet.accounting.events import (
     Event,
     GaussianRelease,
@@ -52,12 +52,14 @@ _COARSE_INTERVAL = 1e-3  # ten times faster: finds where to look, and serves noi
 _COARSE_BELOW = 0.4  # noise multiplier under which losses are so wide that the coarse interval changes no digit
 _SIGMA_STEPS = 1000  # noise multipliers are calibrated in steps of 1/1000
 _SIGMA_MAX = 1000.0
-_ORDERS = (
+_ORDERS = np.array(
     [1.001, 1.002, 1.005, 1.01, 1.02, 1.05]
     + [1 + x / 10 for x in range(1, 100)]
     + [float(x) for x in (*range(11, 64), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1000)]
 )
-_CEILING_ORDERS = [1.05, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0, 64.0]  # enough to see whether the ceiling is passed
+_CEILING_ORDERS = np.array(
+    [1.05, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0, 64.0]
+)  # enough to see whether the ceiling is passed
 
 
 def epsilon_pld(events: Sequence[Event], delta: float) -> float:
@@ -84,7 +86,7 @@ def epsilon_pld(events: Sequence[Event], delta: float) -> float:
 
 
 def epsilon_rdp(events: Sequence[Event], delta: float) -> float:
-    """Epsilon of all events together at `delta`, by Renyi DP (Opacus; Mironov et al., arXiv 1908.10530).
+    """Epsilon of all events together at `delta`, by Renyi DP (renyi.py; Mironov et al., arXiv 1908.10530).
 
     Args:
         events: as in `epsilon_pld`.
@@ -201,7 +203,7 @@ def _epsilon_pld(composition: Composition, delta: float, interval: float) -> flo
 
 @lru_cache(maxsize=8)  # tens of megabytes each; calibration and hospitals_per_patient come back to the same ones
 def _losses(rate: float, sigma: float, interval: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution  # here, and Opacus below: seconds to import
+    from dp_accounting.pld import privacy_loss_distribution  # here: seconds to import
 
     return privacy_loss_distribution.from_gaussian_mechanism(
         standard_deviation=sigma, sampling_prob=rate, value_discretization_interval=interval
@@ -213,19 +215,11 @@ def _epsilon_rdp(composition: Composition, delta: float) -> float:
     return _round_up(_renyi_epsilon(composition, delta, _ORDERS)) if composition else 0.0
 
 
-def _renyi_epsilon(composition: Composition, delta: float, orders: list[float]) -> float:
+def _renyi_epsilon(composition: Composition, delta: float, orders: renyi.Floats) -> float:
     if composition[0][1] == 0:
         return math.inf
-    from opacus.accountants.analysis import rdp
-
-    divergences = sum(
-        np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=count, orders=orders))
-        for rate, sigma, count in composition
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Opacus warns when the first or last order is the best; the bound holds anyway
-        epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergences, delta=delta)
-    return max(float(epsilon), 0.0)
+    total = sum((count * renyi.divergences(rate, sigma, orders) for rate, sigma, count in composition), np.zeros(1))
+    return renyi.epsilon_of(total, delta, orders)
 
 
 def _round_up(epsilon: float) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as library
+from opacus.accountants.analysis import rdp as opacus
 from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ghostnet.accounting import epsilon as accounting
+from ghostnet.accounting import renyi
 from ghostnet.accounting.epsilon import (
     Event,
     GaussianRelease,
@@ -111,6 +114,37 @@ def test_grid_tells_half_the_rate_a_quarter_of_the_steps_and_one_percent_of_nois
     planted: tuple[float, float, int],
 ) -> None:
     assert abs(epsilon_pld([steps_of(*planted)], DELTA) - GRID[0.05, 2.0, 5000][0]) > 0.01
+
+
+def by_opacus(events: list[PoissonGaussianSteps | GaussianRelease], delta: float) -> float:
+    """Epsilon by Opacus's own accountant at the orders of this project."""
+    orders = [float(order) for order in accounting._ORDERS]
+    divergences = sum(
+        np.asarray(opacus.compute_rdp(q=rate, noise_multiplier=sigma, steps=count, orders=orders))
+        for rate, sigma, count in accounting._composition(events)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the first or the last order is the best one
+        return max(0.0, float(opacus.get_privacy_spent(orders=orders, rdp=divergences, delta=delta)[0]))
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-8])
+@pytest.mark.parametrize(
+    "cell",
+    [(1e-4, 1.0, 1_000_000), (0.001, 0.3, 5000), (0.02, 20.0, 40), (0.2, 0.5, 1), (0.2, 1.3, 5000), (0.9, 5.0, 1)],
+)
+def test_renyi_epsilon_is_that_of_opacus_to_the_printed_digits(cell: tuple[float, float, int], delta: float) -> None:
+    for events in ([steps_of(*cell)], [steps_of(*cell), gaussian(2.0), steps_of(0.05, 0.8, 300)]):
+        assert epsilon_rdp(events, delta) == accounting._round_up(by_opacus(events, delta))
+
+
+def test_comparison_with_opacus_tells_a_series_that_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [steps_of(0.2, 1.3, 5000)]
+    accounting._epsilon_rdp.cache_clear()
+    monkeypatch.setattr(renyi, "_TERMS", 2)
+    monkeypatch.setattr(renyi, "_MAX_TERMS", 2)
+    assert epsilon_rdp(events, DELTA) != accounting._round_up(by_opacus(events, DELTA))
+    accounting._epsilon_rdp.cache_clear()
 
 
 # Against formulas that share no code with the accountants.
