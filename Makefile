@@ -68,11 +68,8 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt deploy/install_torch.py
 	$(BIN)/python deploy/install_torch.py
 	@touch $@
 
-# rapidocr's own list of dependencies names opencv-python, whose cv2 folder would overwrite the headless one and needs
-# libGL; what it does need is in the extra `ocr`.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e '.[ray,ocr,test,dev]'
-	$(PIP) install -q --no-deps --ignore-requires-python rapidocr-onnxruntime==1.4.4
+	$(PIP) install -q -c constraints.txt -e '.[all,test,dev]'
 	@touch $@
 
 lock: install  ## pins every version anew in constraints.txt

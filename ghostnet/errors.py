@@ -86,6 +86,16 @@ class MissingDependencyError(GhostNetError):
     exit_code = 12
 
 
+def not_installed(module: str, extra: str) -> MissingDependencyError:
+    """The one sentence of a part that is not installed.
+
+    Args:
+        module: that could not be imported.
+        extra: of this package, which brings it.
+    """
+    return MissingDependencyError(f"this needs {module}: pip install 'ghostnet[{extra}]'")
+
+
 class AuditError(GhostNetError):
     """An audit whose verdict is fail, or that could not be made; the message names the checks."""
 

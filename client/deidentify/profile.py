@@ -59,8 +59,7 @@ def load_profile() -> ProfileTable:
     listed = {tuple(row) for row in rows}
     if len(listed) != ROWS:
         raise MissingDependencyError(
-            f"the PS3.15 table {EDITION} has {len(listed)} rows here, not {ROWS}; "
-            "pip install 'dicom-anonymizer>=2.1,<3' (`make install` does)"
+            f"the PS3.15 table {EDITION} has {len(listed)} rows here, not {ROWS}; pip install 'ghostnet[site]'"
         )
     return ProfileTable(
         tags=frozenset((row[0], row[1]) for row in listed if len(row) == 2),

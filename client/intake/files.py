@@ -37,7 +37,7 @@ _SHAPING_CODE = (  # files and whole folders, sub-folders too
 )
 _SHAPING_LIBRARIES = (
     *("pydicom", "numpy", "opencv-python-headless", "scikit-image", "python-gdcm", "pyjpegls", "pillow", "nibabel"),
-    *("highdicom", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg"),
+    *("rapidocr", "onnxruntime", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg"),
 )
 
 

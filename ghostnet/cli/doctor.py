@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -16,17 +15,11 @@ import typer
 from client.deidentify.profile import EDITION, ROWS, check_allow_list
 from client.intake.sandbox.confinement import workers_have_no_network
 from ghostnet.cli.console import results
+from ghostnet.cli.roles import ROLES
 from ghostnet.errors import GhostNetError, MissingDependencyError
 
 NEEDED_DISK_GB = 2
-OPTIONAL = {
-    "rapidocr_onnxruntime": "finds burned-in text; without it DICOM sites need [deidentify].burned_in = 'trust'",
-    "ray": "`--engine ray` needs it: pip install 'ghostnet[ray]'",
-    "gdcm": "decodes JPEG and JPEG-LS: pip install python-gdcm",
-    "openjpeg": "decodes JPEG 2000: pip install pylibjpeg-openjpeg",
-    "libjpeg": "decodes JPEG of 12 bits (GPL-3.0): pip install pylibjpeg-libjpeg; without it such files are left out",
-    "nibabel": "writes NIfTI: pip install nibabel",
-}
+LIBJPEG = "decodes JPEG of 12 bits (GPL-3.0): pip install pylibjpeg-libjpeg; without it such files are left out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +35,8 @@ class Finding:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
     """Say what is missing on this machine and what to do about it.
 
-    Exit code 12 when something that training needs is missing.
+    Says of each role (an extra: site, coordinator, simulate, ...) what it lacks here. Exit code 12 when something is
+    missing that every role needs, or that an installed role needs beside its packages.
     """
     findings = examine()
     if as_json:
@@ -57,7 +51,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
 
 
 def examine() -> list[Finding]:
-    """Looks at Python, torch, the GPU, the libraries, the disk and Flower's telemetry switch."""
+    """Looks at Python, torch, the GPU, the disk, Flower's telemetry switch, and the roles that are installed."""
     gpu = torch.cuda.is_available()
     free_gb = shutil.disk_usage(".").free / 1e9
     told = os.environ.get("FLWR_TELEMETRY_ENABLED") != "0"
@@ -72,10 +66,8 @@ def examine() -> list[Finding]:
             required=False,
             detail=torch.cuda.get_device_name(0) if gpu else "none; training runs on the CPU",
         ),
-        *[_library(name, "required", required=True) for name in ("flwr", "opacus", "dp_accounting", "pydicom")],
-        *[_library(name, why, required=False) for name, why in OPTIONAL.items()],
-        _allow_list(),
-        _network(),
+        *[_role(extra) for extra in ROLES],
+        *_hospital(),
         Finding(
             name="disk",
             good=free_gb > NEEDED_DISK_GB,
@@ -89,6 +81,15 @@ def examine() -> list[Finding]:
             detail="Flower's telemetry is on; set FLWR_TELEMETRY_ENABLED=0" if told else "off",
         ),
     ]
+
+
+def _hospital() -> list[Finding]:
+    """What only a hospital needs looked at."""
+    if ROLES["site"].lacks():
+        return []
+    libjpeg = importlib.util.find_spec("libjpeg") is not None
+    detail = "decodes JPEG of 12 bits" if libjpeg else LIBJPEG
+    return [Finding(name="libjpeg", good=libjpeg, required=False, detail=detail), _allow_list(), _network()]
 
 
 def _allow_list() -> Finding:
@@ -108,11 +109,8 @@ def _network() -> Finding:
     return Finding(name="image workers", good=gone, required=False, detail="give up the network" if gone else blocked)
 
 
-def _library(name: str, absent: str, *, required: bool) -> Finding:
-    found = importlib.util.find_spec(name) is not None
-    return Finding(name=name, good=found, required=required, detail=_version(name) if found else absent)
-
-
-def _version(name: str) -> str:
-    distributions = importlib.metadata.packages_distributions().get(name, [name])
-    return importlib.metadata.version(distributions[0])
+def _role(extra: str) -> Finding:
+    role = ROLES[extra]
+    lacks = role.lacks()
+    remedy = f"; it lacks {', '.join(lacks)}: pip install 'ghostnet[{extra}]'" if lacks else ""
+    return Finding(name=extra, good=not lacks, required=False, detail=role.purpose + remedy)

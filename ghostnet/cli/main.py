@@ -11,6 +11,7 @@ import ghostnet
 import ghostnet.cli.quiet  # noqa: F401  # first: nobody is told of a run
 from ghostnet.cli.console import errors
 from ghostnet.cli.lazy import LazyGroup, new_app
+from ghostnet.cli.roles import missing
 from ghostnet.errors import GhostNetError, printable
 
 
@@ -63,7 +64,10 @@ def _options(
 def main() -> None:
     """Runs the command line; a `GhostNetError` becomes one line and its documented exit code (docs/exit-codes.md)."""
     try:
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            raise missing(error, sys.argv[1:]) from error
     except GhostNetError as error:
         if os.environ.get("GHOSTNET_DEBUG"):
             raise

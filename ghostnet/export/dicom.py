@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ghostnet.errors import MissingDependencyError
+from ghostnet.errors import not_installed
 
 try:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 except ImportError:
-    raise MissingDependencyError("pydicom is not installed, DICOM needs it; run: pip install pydicom") from None
+    raise not_installed("pydicom", "export") from None
 
 NOTICE = "SYNTHETIC - NOT FOR DIAGNOSTIC USE"
 IMPLEMENTATION_UID = "2.25.281537043166870926953034611397106180451"  # made once from a random UUID, for GhostNet

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ghostnet.errors import MissingDependencyError
+from ghostnet.errors import not_installed
 
 try:
     import nibabel
 except ImportError:
-    raise MissingDependencyError("nibabel is not installed, NIfTI needs it; run: pip install nibabel") from None
+    raise not_installed("nibabel", "export") from None
 
 NOTICE = b"SYNTHETIC - NOT FOR DIAGNOSTIC USE (GhostNet)"
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])  # NIfTI-1 DT_RGB24

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
-from ghostnet.errors import MissingDependencyError
+from ghostnet.errors import not_installed
 
 
 def run_on_ray(server_app: ServerApp, sites: Sequence[Path]) -> None:
@@ -20,7 +20,7 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[Path]) -> None:
         MissingDependencyError: the extra is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingDependencyError("--engine ray needs Flower's simulation runtime: pip install 'ghostnet[ray]'")
+        raise not_installed("ray", "ray")
     from flwr.simulation import run_simulation
 
     from client.app import build_app

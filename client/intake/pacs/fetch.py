@@ -14,7 +14,7 @@ from client.intake.pacs.retrieval import PHASES, is_here, rules_of
 from client.intake.pacs.store import NOBODY, PacsFiles, Withdrawn, is_uid
 from client.intake.sandbox.process import start_process
 from client.pacs_config import PacsSpec, read_credentials
-from ghostnet.errors import DataError, MissingDependencyError, SiteError
+from ghostnet.errors import DataError, SiteError, not_installed
 from ghostnet.progress import Progress
 
 _MOST_LINE = 1 << 26  # a period may hold a million studies
@@ -137,8 +137,7 @@ def _listen(answers: IO[bytes], spec: PacsSpec, progress: Progress) -> Fetched:
             names = tuple(name for name in message["counts"].pop("names") if is_uid(name))
             return Fetched(names=names, **{name: int(count) for name, count in message["counts"].items()})
         elif "missing" in message:
-            name = message["missing"]
-            raise MissingDependencyError(f"the library {name} is not installed; install ghostnet's dependencies")
+            raise not_installed(message["missing"], "site")
         else:
             raise SiteError(_said(spec, Fault(message["fault"])))
     raise SiteError(_said(spec, Fault.CRASHED))

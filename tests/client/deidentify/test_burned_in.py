@@ -1,6 +1,9 @@
 """Burned-in text: found upright and turned, blanked until none is found, and never skipped silently."""
 
 import builtins
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -106,6 +109,44 @@ def test_missing_detector_is_an_error_not_a_clean_image(clean: np.ndarray, monke
     with pytest.raises(MissingDependencyError):
         blank_text(clean)
     text_detector._detector.cache_clear()
+
+
+def test_another_network_than_the_measured_one_is_refused(
+    clean: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changed = bytearray(text_detector.MODEL.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "other.onnx").write_bytes(changed)
+    text_detector._detector.cache_clear()
+    monkeypatch.setattr(text_detector, "MODEL", tmp_path / "other.onnx")
+    with pytest.raises(MissingDependencyError, match="is not the network"):
+        blank_text(clean)
+    text_detector._detector.cache_clear()
+
+
+NO_NETWORK = """
+import socket, sys
+def refuse(*_, **__): sys.exit("asked for a network")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+"""
+FIND = """
+import cv2, numpy as np
+from client.deidentify.burned_in import find_text
+image = np.zeros((256, 512), np.uint8)
+cv2.putText(image, "DOE JANE", (40, 100), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 255, 2)
+print(len(find_text(image)))
+"""
+FETCH = "import urllib.request; urllib.request.urlopen('http://localhost:9')"
+
+
+def test_nothing_is_fetched_from_a_network():
+    found, fetched = (
+        subprocess.run([sys.executable, "-c", NO_NETWORK + code], capture_output=True, text=True, check=False)
+        for code in (FIND, FETCH)
+    )
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout.splitlines()[-1]) > 0
+    assert "asked for a network" in fetched.stderr  # the trap has power
 
 
 def test_other_arrays_are_refused(clean: np.ndarray):
