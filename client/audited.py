@@ -13,12 +13,13 @@ from client.cohort import Cohorts
 from client.config import load_site
 from client.intake.summary import IntakeTable
 from client.requests import Publication
-from client.site import Joined, Site
+from client.site import Site
 from client.site_toml import write_site
 from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.audit.every_release import Build
 from ghostnet.exchange import pooled
 from ghostnet.exchange.arrays import Arrays, arrays_sha256
+from ghostnet.exchange.messages import JoinAnswer
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy.noise import Entropy
 from ghostnet.sampler.folder import WEIGHTS_FILE, file_names, sha256, texts
@@ -44,7 +45,7 @@ class AuditedSite:
     def __init__(self, site: Site) -> None:
         self._site = site
 
-    def join(self, plan: Plan, run_id: str) -> Joined:
+    def join(self, plan: Plan, run_id: str) -> JoinAnswer:
         """See `Site.join`."""
         return self._site.join(plan, run_id)
 

@@ -1,6 +1,6 @@
 """The only door to a hospital's data.
 
-A `Site` answers the five requests of `ghostnet.exchange.protocol`. Each answer is charged before the first private
+A `Site` answers the five requests of `ghostnet.exchange.messages`. Each answer is charged before the first private
 read, computed by a mechanism, stored, committed to the ledger and only then returned; the same request again gets the
 same bytes, and a request that died half-way is refused for good.
 """
@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +43,7 @@ from ghostnet.evidence.software import installed_software
 from ghostnet.evidence.statement import Lifetime, plan_epsilons, site_statement
 from ghostnet.exchange import pooled, protocol
 from ghostnet.exchange.arrays import Arrays, join_pair, load_arrays, split_pair
+from ghostnet.exchange.messages import JoinAnswer
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy.noise import SystemEntropy
@@ -57,18 +57,6 @@ from ghostnet.training.state import LocalState
 from ghostnet.utility.task import TaskModel, find_task, received_models, task_spec
 
 Answer = Callable[[], Arrays]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """What a hospital says when it joins a run; all of it is public."""
-
-    name: str
-    public_key: str
-    ledger_head: str
-    signature: str  # under `protocol.join_document`: the key is this hospital's own
-    mask_key: str = ""  # pooled: this run's, and the hospital's signature under it
-    mask_key_signature: str = ""
 
 
 class Site:
@@ -122,7 +110,7 @@ class Site:
 
     def join(
         self, plan: Plan, run_id: str, *, known_head: str = "", known_heads: Mapping[str, str] = MappingProxyType({})
-    ) -> Joined:
+    ) -> JoinAnswer:
         """Checks the plan against the hospital's policy and reserves the whole run's cost.
 
         Args:
@@ -141,11 +129,11 @@ class Site:
             ledger.check_not_rolled_back(known_head or known_heads.get(protocol.head_tag(run_id, public_key), ""))
             self._reserve(ledger, plan, run_id)
             head = ledger.head()
-            joined = Joined(
+            joined = JoinAnswer(
                 name=self.config.name,
                 public_key=public_key,
                 ledger_head=head,
-                signature=keys.sign(self._key, protocol.join_document(run_id=run_id, head=head)),
+                join_signature=keys.sign(self._key, protocol.join_document(run_id=run_id, head=head)),
             )
             if not plan.federation.is_pooled:
                 return joined

@@ -1,19 +1,18 @@
 """The coordinator's Flower app: the whole federation, top to bottom.
 
-It can only ask (see `ghostnet.exchange.protocol`); what a hospital spends is decided by the hospital. Every phase ends
+It can only ask (see `ghostnet.exchange.messages`); what a hospital spends is decided by the hospital. Every phase ends
 with a checkpoint, so that a run that was cut off goes on where it stopped: hospitals answer a repeated request with the
 same bytes, and are charged once.
 """
 
 from __future__ import annotations
 
-import json
 from logging import WARNING
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ConfigRecord, Context, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
@@ -24,6 +23,8 @@ from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import join_pair, load_arrays, split_pair, to_arrays
+from ghostnet.exchange.flower import from_record, to_record
+from ghostnet.exchange.messages import FinishAnswer, FinishRequest, WarmStartAnswer, WarmStartRequest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
 from ghostnet.progress import Progress, silent
@@ -33,7 +34,7 @@ from ghostnet.training.public_start import PublicImages, fit_public, load_public
 from ghostnet.utility.synthetic import Synthetic, train_on_synthetic
 from ghostnet.utility.task import TaskModel, find_task, models_to_arrays, task_spec
 from server.checkpoint import RELEASED, TRANSCRIPT, Checkpoint
-from server.conversation import Conversation, Hospital, from_record, to_record
+from server.conversation import Conversation, Hospital
 from server.pooled import train_pooled
 from server.publish import Outcome, publish, stage
 from server.strategy import CheckedStrategy
@@ -151,7 +152,7 @@ def coordinate(
 def _warm_start(conversation: Conversation, plan: Plan) -> dict[str, np.ndarray]:
     """Each hospital's noised sum, by its name."""
     reasons: list[str] = []
-    replies = conversation.ask(protocol.WARM_START, conversation.hospitals, refused=reasons)
+    replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
     expected = {protocol.NOISED_SUM: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
     answers = conversation.fitting(replies, expected)
     conversation.require(len(answers), "released the warm start's sum", reasons)
@@ -224,16 +225,16 @@ def _finish(
     if plan.image.released_prior:
         public |= checkpoint.released
     reasons: list[str] = []
-    replies = conversation.ask(
-        protocol.FINISH,
-        conversation.hospitals,
-        config={protocol.FILES: json.dumps(files), protocol.PUBLIC_IMAGES: images.sha256 if images else ""},
-        arrays={protocol.ARRAYS: to_arrays(generator), protocol.PUBLIC: public},
-        refused=reasons,
+    request = FinishRequest(
+        files=files,
+        public_images_sha256=images.sha256 if images else "",
+        generator=to_arrays(generator),
+        public=public,
     )
+    replies = conversation.ask(request, FinishAnswer, conversation.hospitals, refused=reasons)
     for reply in replies:
-        hospital = conversation.hospitals[reply.metadata.src_node_id]
-        hospital.statement = _checked_statement(reply, hospital, conversation, files)
+        hospital = conversation.hospitals[reply.node_id]
+        hospital.statement = _checked_statement(reply.answer.statement, hospital, conversation, files)
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
     if not models:
         return {}, 0
@@ -248,17 +249,16 @@ def _finish(
 
 
 def _checked_statement(
-    reply: Message, hospital: Hospital, conversation: Conversation, files: dict[str, str]
+    statement: dict[str, object], hospital: Hospital, conversation: Conversation, files: dict[str, str]
 ) -> dict[str, object] | None:
     """The hospital's signed statement; None if it is not its own, or about another run, plan or files."""
     about = {"site": hospital.name, "public_key": hospital.public_key, "run_id": conversation.run_id}
     about |= {"plan_hash": conversation.plan.hash()}
+    signed = {key: value for key, value in statement.items() if key != "signature"}
+    own = all(statement.get(key) == value for key, value in about.items()) and statement.get("files") == files
     try:
-        statement = json.loads(str(reply.content.config_records[protocol.CONFIG]["statement"]))
-        signed = {key: value for key, value in statement.items() if key != "signature"}
-        own = all(statement[key] == value for key, value in about.items()) and statement["files"] == files
-        own = own and keys.verify(hospital.public_key, signed, statement["signature"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        own = own and keys.verify(hospital.public_key, signed, str(statement.get("signature")))
+    except RecursionError:
         own = False
     if not own:
         log(WARNING, "the statement of %s is not signed by its key for this run; it is left out", hospital.name)

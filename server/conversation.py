@@ -1,33 +1,46 @@
-"""How the coordinator talks to hospitals: requests out, checked replies in, and what it remembers of each of them.
+"""How the coordinator talks to hospitals: typed requests out, checked answers in, and what it remembers of each.
 
 It sees released values only, and nothing that arrives is trusted.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from logging import WARNING
+from typing import Generic, TypeVar
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from ghostnet.errors import FederationError, PlanError, printable
+from ghostnet.errors import FederationError, PlanError
 from ghostnet.evidence import keys
-from ghostnet.exchange import protocol
+from ghostnet.exchange import messages, protocol
 from ghostnet.exchange.arrays import Arrays, check_arrays
+from ghostnet.exchange.flower import add_values, from_records, to_records
+from ghostnet.exchange.messages import (
+    Answer,
+    Body,
+    Header,
+    JoinAnswer,
+    JoinRequest,
+    ReleasedAnswer,
+    decode_answer,
+    encode,
+    read_refusal,
+)
 from ghostnet.exchange.secure_sum import Member
 from ghostnet.plan import Plan
 from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0
-_MOST_REASON = 300  # characters of a hospital's error that are kept
+
+A = TypeVar("A", bound=Answer, covariant=True)
 
 
 @dataclass
@@ -56,6 +69,14 @@ class Known:
 
     public_key: str
     ledger_head: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply(Generic[A]):
+    """An answer, and the node that it came from."""
+
+    node_id: int
+    answer: A
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +138,8 @@ class Conversation:
         node_ids = wait_for_nodes(self.grid, expected)
         refused: list[str] = []
         sent = self._heads_to_send()
-        known = {"known-heads": protocol.write_known_heads(self.run_id, sent.items())}
-        for reply in self.ask(protocol.JOIN, node_ids, config=known, refused=refused):
+        known = {protocol.head_tag(self.run_id, key): head for key, head in sent.items()}
+        for reply in self.ask(JoinRequest(known_heads=known), JoinAnswer, node_ids, refused=refused):
             try:
                 hospital = self._joined(reply)
             except (FederationError, PlanError) as error:
@@ -136,24 +157,22 @@ class Conversation:
         self._heads.note({hospital.public_key: hospital.ledger_head for hospital in self.hospitals.values()})
         self.require(len(self.hospitals), "joined", refused)
 
-    def _joined(self, reply: Message) -> Hospital:
+    def _joined(self, reply: Reply[JoinAnswer]) -> Hospital:
         """Who answers a JOIN; nothing that stands in it is trusted.
 
         Raises:
             FederationError, PlanError: why that node takes no part.
         """
-        config = {name: str(value) for name, value in reply.content.config_records[protocol.CONFIG].items()}
+        answer = reply.answer
         hospital = Hospital(
-            name=config.get("name", ""),
-            node_id=reply.metadata.src_node_id,
-            public_key=config.get("public-key", ""),
-            ledger_head=config["ledger-head"],
-            mask_key=config.get("mask-key", ""),
-            mask_key_signature=config.get("mask-key-signature", ""),
+            name=answer.name,
+            node_id=reply.node_id,
+            public_key=answer.public_key,
+            ledger_head=answer.ledger_head,
+            mask_key=answer.mask_key,
+            mask_key_signature=answer.mask_key_signature,
         )
         name = hospital.name
-        if not keys.is_name(name):
-            raise FederationError("a node gives no name of 1 to 32 lower-case letters, digits and hyphens")
         if name == keys.COORDINATOR:
             raise FederationError(f"a hospital calls itself {name!r}; give its site.toml another name")
         self.plan.federation.weight_of(name)
@@ -163,7 +182,7 @@ class Conversation:
         if any(hospital.public_key == other.public_key for other in self.hospitals.values()):
             raise FederationError(f"{name} has the key of another hospital, as a copied state folder has")
         document = protocol.join_document(run_id=self.run_id, head=hospital.ledger_head)
-        if not keys.verify(hospital.public_key, document, config.get("join-signature", "")):
+        if not keys.verify(hospital.public_key, document, answer.join_signature):
             raise FederationError(f"{name} did not sign with the key that it names")
         return hospital
 
@@ -171,71 +190,77 @@ class Conversation:
         """Heads by public key for a JOIN: the newest of all runs, and those of an earlier attempt of this one."""
         keys_and_heads = ((known.public_key, known.ledger_head) for known in self._known.values())
         earlier = {key: self._heads.head(key) or head for key, head in keys_and_heads}
-        return dict(islice({**earlier, **dict(self._heads.newest())}.items(), protocol.MAX_KNOWN_HEADS))
+        return dict(islice({**earlier, **dict(self._heads.newest())}.items(), messages.MAX_KNOWN_HEADS))
 
     def ask(
         self,
-        kind: str,
+        body: Body,
+        expected: type[A],
         node_ids: Iterable[int],
         *,
-        config: Mapping[str, str | int] | None = None,
-        arrays: Mapping[str, Arrays] | None = None,
         refused: list[str] | None = None,
         countersign: bool = True,
-    ) -> list[Message]:
-        """Sends one request to the nodes and returns the replies that carry content.
+    ) -> list[Reply[A]]:
+        """Sends one request to the nodes and returns the answers that are as agreed.
 
-        Error replies are logged, and their reasons appended to `refused`; they are fixed sentences by contract.
-        Without `countersign` hospitals are spared a ledger entry; for requests that come by the thousand.
+        All others are logged, and why is appended to `refused`; a hospital's own reasons are fixed sentences by
+        contract. Without `countersign` hospitals are spared a ledger entry; for requests that come by the thousand.
         """
-        records = {name: to_record(values) for name, values in (arrays or {}).items()}
-        messages = [
+        requests = self.requests(body, node_ids, countersign=countersign)
+        started = time.time()
+        replies = list(self.grid.send_and_receive(requests, timeout=self.plan.federation.round_timeout_s))
+        return self.sort_replies(replies, expected, started, refused)
+
+    def requests(
+        self, body: Body, node_ids: Iterable[int], *, countersign: bool = True, group_id: str | None = None
+    ) -> list[Message]:
+        """One message a node; the arrays in them are written once."""
+        shared = to_records(encode(body))
+        return [
             Message(
-                RecordDict({**records, protocol.CONFIG: self.config(node_id, config, countersign=countersign)}),
+                add_values(shared, encode(self.header(node_id, countersign=countersign)).values),
                 dst_node_id=node_id,
-                message_type=kind,
+                message_type=body.kind,
                 ttl=self.plan.federation.round_timeout_s,
+                group_id=group_id,
             )
             for node_id in node_ids
         ]
-        started = time.time()
-        replies = list(self.grid.send_and_receive(messages, timeout=self.plan.federation.round_timeout_s))
-        return self.sort_replies(replies, kind, started, refused)
 
     def sort_replies(
         self,
         replies: Iterable[Message],
-        kind: str,
+        expected: type[A],
         started: float,
         refused: list[str] | None = None,
         *,
         number: int = 0,
-    ) -> list[Message]:
-        """Splits errors from answers, notes times, and keeps every ledger head that came with an answer."""
-        good: list[Message] = []
+    ) -> list[Reply[A]]:
+        """Splits refusals from answers, notes times, and keeps every ledger head that came with an answer."""
+        good: list[Reply[A]] = []
         slowest = 0.0
         self.spent.clear()
         heads: dict[str, str] = {}
+        kind = expected.kind
         for reply in replies:
             slowest = max(slowest, reply.metadata.created_at - started)
-            if reply.has_error():
-                reason = printable((reply.error.reason or "")[:_MOST_REASON])
-                log(WARNING, "a hospital did not answer %s: %s", kind, reason)
-                if refused is not None:
-                    refused.append(reason)
-                if reply.error.code == protocol.SPENT:
-                    self.spent.append(reason)
-                continue
             hospital = self.hospitals.get(reply.metadata.src_node_id)
-            head = reply.content.config_records.get(protocol.CONFIG, ConfigRecord()).get("ledger-head")
-            if not isinstance(head, str) or not protocol.is_head(head):
-                log(WARNING, "an answer to %s shows no ledger head; it is left out", kind)
+            if reply.has_error():
+                refusal = read_refusal(reply.error.code, reply.error.reason or "")
+                log(WARNING, "a hospital did not answer %s: %s", kind, refusal.reason)
                 if refused is not None:
-                    refused.append("the answer shows no ledger head")
+                    refused.append(refusal.reason)
+                if refusal.code == protocol.SPENT:
+                    self.spent.append(refusal.reason)
                 continue
-            good.append(reply)
+            try:
+                answer = decode_answer(expected, from_records(reply.content))
+            except FederationError as error:
+                self._leave_out(hospital.name if hospital else "a node", error, refused)
+                continue
+            good.append(Reply(node_id=reply.metadata.src_node_id, answer=answer))
             if hospital:
-                hospital.ledger_head = heads[hospital.public_key] = head
+                hospital.ledger_head = heads[hospital.public_key] = answer.ledger_head
                 name = f"{kind}-{number}" if number else kind
                 if name not in hospital.answered:
                     hospital.answered.append(name)
@@ -244,27 +269,21 @@ class Conversation:
         self.timings.append(Timing(phase=kind, round=number, wall_s=wall, slowest_client_s=min(slowest, wall)))
         return good
 
-    def config(
-        self, node_id: int, extra: Mapping[str, str | int] | None = None, *, countersign: bool = True
-    ) -> ConfigRecord:
-        """The part that every request carries: plan, run, and the last ledger head with our signature under it."""
-        hospital = self.hospitals.get(node_id)
-        values = ConfigRecord(
-            {
-                "plan": json.dumps(self.plan.to_dict()),
-                "run-id": self.run_id,
-                "server-key": keys.public_hex(self._key),
-                **(extra or {}),
-            }
+    def header(self, node_id: int, *, countersign: bool = True) -> Header:
+        """The part that every request carries, with the last ledger head and our signature under it."""
+        hospital = self.hospitals.get(node_id) if countersign else None
+        head = hospital.ledger_head if hospital else ""
+        return Header(
+            plan=self.plan,
+            run_id=self.run_id,
+            deadline=math.ceil(time.time() + self.plan.federation.round_timeout_s),
+            server_key=keys.public_hex(self._key),
+            known_head=head,
+            head_signature=keys.sign(self._key, keys.head_document(site=hospital.name, head=head)) if hospital else "",
         )
-        if hospital and countersign:
-            document = keys.head_document(site=hospital.name, head=hospital.ledger_head)
-            values["known-head"] = hospital.ledger_head
-            values["head-signature"] = keys.sign(self._key, document)
-        return values
 
     def fitting(
-        self, replies: Iterable[Message], expected: Arrays, refused: list[str] | None = None
+        self, replies: Iterable[Reply[ReleasedAnswer]], expected: Arrays, refused: list[str] | None = None
     ) -> dict[str, Arrays]:
         """The answers whose arrays are `expected`'s in name, shape and type, and finite; by hospital, in their order.
 
@@ -272,17 +291,19 @@ class Conversation:
         """
         answers: dict[str, Arrays] = {}
         for reply in replies:
-            name = self.hospitals[reply.metadata.src_node_id].name
+            name = self.hospitals[reply.node_id].name
             try:
-                arrays = read_arrays(reply)
-                check_arrays(arrays, expected)
+                check_arrays(reply.answer.arrays, expected)
             except FederationError as error:
-                log(WARNING, "the answer of %s is left out: %s", name, error)
-                if refused is not None:
-                    refused.append(f"{name}: {error}")
+                self._leave_out(name, error, refused)
                 continue
-            answers[name] = arrays
+            answers[name] = reply.answer.arrays
         return dict(sorted(answers.items()))
+
+    def _leave_out(self, name: str, error: FederationError, refused: list[str] | None) -> None:
+        log(WARNING, "the answer of %s is left out: %s", name, error)
+        if refused is not None:
+            refused.append(f"{name}: {error}")
 
     def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
         """Refuses to go on with fewer hospitals than the plan asks for.
@@ -308,33 +329,3 @@ def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S)
     if not node_ids:
         raise FederationError(f"no hospital is connected after {timeout_s:g} s; start their nodes, then run again")
     return node_ids
-
-
-def read_arrays(reply: Message) -> Arrays:
-    """The values that a reply released, or nothing; the checks are the caller's.
-
-    Raises:
-        FederationError: its bytes are no arrays.
-    """
-    record = reply.content.array_records.get(protocol.ARRAYS)
-    return {} if record is None else from_record(record)
-
-
-def to_record(arrays: Arrays) -> ArrayRecord:
-    """Named arrays as Flower's record (np.save format, no pickle)."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
-
-
-def from_record(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays; the checks are the caller's.
-
-    Raises:
-        FederationError: its bytes are no arrays.
-    """
-    try:
-        arrays = {name: array.numpy() for name, array in record.items()}
-    except Exception as error:  # what numpy's reader raises depends on the bytes
-        raise FederationError(f"an answer's bytes are no array in np.save's format ({type(error).__name__})") from None
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise FederationError("an answer's bytes are no array in np.save's format, but an archive")
-    return arrays

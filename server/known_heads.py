@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ghostnet.errors import FederationError
-from ghostnet.exchange import protocol
+from ghostnet.exchange import messages, protocol
 from ghostnet.user_state import user_state
 
 FILE = "known_heads.sqlite"
@@ -42,7 +42,7 @@ class KnownHeads:
         """
         with self._database() as database:
             statement = "SELECT public_key, head FROM heads ORDER BY seen DESC, public_key LIMIT ?"
-            return database.execute(statement, (protocol.MAX_KNOWN_HEADS,)).fetchall()
+            return database.execute(statement, (messages.MAX_KNOWN_HEADS,)).fetchall()
 
     def head(self, public_key: str) -> str:
         """The last head of one hospital; "" where none was seen.

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from ghostnet.errors import FederationError
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, check_arrays, load_arrays, to_arrays
+from ghostnet.exchange.messages import StepAnswer, StepRequest
 from ghostnet.exchange.pooled import total_gradient, trained_parameters
 from ghostnet.exchange.secure_sum import Roster, make_roster, read_roster, sum_modulo
 from ghostnet.plan import Plan
@@ -28,7 +29,7 @@ from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import train_round
 from ghostnet.training.state import LocalState
 from server.checkpoint import Checkpoint, write_arrays
-from server.conversation import Conversation, Timing, read_arrays
+from server.conversation import Conversation, Timing
 
 ATTEMPTS = 2  # a hospital whose process died answers the second time, if only that the step is spent
 
@@ -168,10 +169,9 @@ class StepSums:
     def _ask(self, step: int, weights: Arrays, nodes: list[int], reasons: list[str]) -> dict[int, NDArray[np.int64]]:
         in_round = step % max(1, self._plan.round_steps(1)) == 0
         replies = self._conversation.ask(
-            protocol.STEP,
+            StepRequest(step=step, roster=self._roster.to_text(), discriminator=weights),
+            StepAnswer,
             nodes,
-            config={"step": step, "roster": self._roster.to_text()},
-            arrays={protocol.ARRAYS: weights},
             refused=reasons,
             countersign=in_round,
         )
@@ -181,13 +181,12 @@ class StepSums:
         expected = {protocol.MASKED_SUM: np.zeros(numbers, dtype=np.int64)}
         parts = {}
         for reply in replies:
-            name = self._conversation.hospitals[reply.metadata.src_node_id].name
+            name, arrays = self._conversation.hospitals[reply.node_id].name, reply.answer.arrays
             try:
-                arrays = read_arrays(reply)
                 check_arrays(arrays, expected)
             except FederationError as error:
                 raise FederationError(f"step {step}: {name} sent something else than a masked sum: {error}") from None
-            parts[reply.metadata.src_node_id] = arrays[protocol.MASKED_SUM]
+            parts[reply.node_id] = arrays[protocol.MASKED_SUM]
         return parts
 
 

@@ -12,18 +12,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from ghostnet.certificate.transcript import round_record
 from ghostnet.errors import FederationError
-from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, check_arrays
 from ghostnet.exchange.combining import combine
+from ghostnet.exchange.flower import from_record, to_record
+from ghostnet.exchange.messages import RoundAnswer, RoundRequest
 from ghostnet.plan.federation import FederationSpec
-from server.conversation import Conversation, from_record, to_record
+from server.conversation import Conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +86,8 @@ class CheckedStrategy(FedAvg):
         """One request to each hospital that joined, whoever else is connected."""
         number = server_round + self._rounds_done
         self._sent, self._started = from_record(arrays), time.time()
-        return [
-            Message(
-                RecordDict(
-                    {
-                        protocol.ARRAYS: arrays,
-                        protocol.PUBLIC: to_record(self._public),
-                        protocol.CONFIG: self._conversation.config(node_id, {"server-round": number}),
-                    }
-                ),
-                dst_node_id=node_id,
-                message_type=MessageType.TRAIN,
-                ttl=self._conversation.plan.federation.round_timeout_s,
-                group_id=str(number),
-            )
-            for node_id in self._conversation.hospitals
-        ]
+        body = RoundRequest(server_round=number, weights=self._sent, released_mean=self._public)
+        return self._conversation.requests(body, self._conversation.hospitals, group_id=str(number))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -113,7 +100,7 @@ class CheckedStrategy(FedAvg):
         number = server_round + self._rounds_done
         reasons: list[str] = []
         self.combined = None
-        answers = self._conversation.sort_replies(replies, protocol.TRAIN, self._started, reasons, number=number)
+        answers = self._conversation.sort_replies(replies, RoundAnswer, self._started, reasons, number=number)
         checked = self._conversation.fitting(answers, self._sent, reasons)
         if not checked and self._conversation.spent:
             # An earlier attempt died inside this round at every hospital: it is spent, and the run goes on without it.

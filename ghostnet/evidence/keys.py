@@ -28,10 +28,9 @@ COORDINATOR = "server"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """64 hexadecimal digits: a SHA-256, a ledger head, a public key."""
 
-_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+SIGNATURE = re.compile(r"[0-9a-f]{128}")
 NAME = re.compile(r"[a-z0-9-]{1,32}")
 """What a party can be called."""
-
 
 _NAMED = re.compile(rf"({NAME.pattern})=({DIGEST.pattern})")
 
@@ -107,7 +106,7 @@ def verify(public: str, document: Mapping[str, Any], signature: str) -> bool:
     """
     if not (isinstance(public, str) and isinstance(signature, str)):
         return False
-    if not (DIGEST.fullmatch(public) and _SIGNATURE.fullmatch(signature)):
+    if not (DIGEST.fullmatch(public) and SIGNATURE.fullmatch(signature)):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(

@@ -34,7 +34,7 @@ from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 
 SALT = b"ghostnet mask/1"
-MOST_CHARACTERS = 100_000  # of a roster's text
+MAX_ROSTER_CHARACTERS = 100_000  # of a roster's text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def read_roster(text: str, *, run_id: str, plan_hash: str, hospitals: int) -> Ro
             mask key that its hospital did not sign.
     """
     try:
-        raw = json.loads(text) if len(text) <= MOST_CHARACTERS else None
+        raw = json.loads(text) if len(text) <= MAX_ROSTER_CHARACTERS else None
         members = tuple(Member(**entry) for entry in raw["members"])  # type: ignore[index]
         roster = Roster(run_id=run_id, plan_hash=plan_hash, members=members)
         same = roster.to_text() == text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import secrets
 import signal
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Message
 
 import client.site
 from client.app import build_app
@@ -31,11 +29,13 @@ from ghostnet.evidence.software import installed_software
 from ghostnet.evidence.statement import certified
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import arrays_sha256, to_arrays
+from ghostnet.exchange.messages import Body, JoinRequest, RoundRequest
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
 from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility import classification
 from ghostnet.utility.task import find_task, models_to_arrays, task_spec
+from tests.asked import message, node
 from tests.client.intake.picture_files import eight_bit, write_png
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.samplers import publication
@@ -477,17 +477,13 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
     assert len(sizes) == 1
 
 
-def _ask(site_file: Path, plan: Plan, kind: str, **config: str | int) -> Message:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    content = {"plan": json.dumps(plan.to_dict()), "run-id": "ab" * 16, **config}
-    request = Message(RecordDict({protocol.CONFIG: ConfigRecord(content)}), dst_node_id=2, message_type=kind)
-    context = Context(run_id=1, node_id=2, node_config={"site": str(site_file)}, state=RecordDict(), run_config={})
-    return build_app()(request, context)
+def _ask(site_file: Path, plan: Plan, body: Body, **changed: object) -> Message:
+    return build_app()(message(plan, body, **changed), node(site_file))
 
 
 def test_an_error_leaves_the_hospital_as_a_fixed_sentence_only(site_file: Path, plan: Plan) -> None:
     (site_file.parent / "data.npz").write_bytes(b"JANE DOE 1961-02-03")
-    reply = _ask(site_file, plan, protocol.JOIN)
+    reply = _ask(site_file, plan, JoinRequest())
     assert reply.has_error()
     reason = reply.error.reason
     identifier = reason.rpartition(" ")[2]
@@ -511,7 +507,7 @@ def test_a_plan_weaker_than_the_policy_is_refused_with_its_number(
     site_file: Path, plan: Plan, changed: dict, code: str
 ) -> None:
     weak = dataclasses.replace(plan, privacy=dataclasses.replace(plan.privacy, **changed))
-    reply = _ask(site_file, weak, protocol.JOIN)
+    reply = _ask(site_file, weak, JoinRequest())
     assert reply.has_error()
     assert reply.error.code == protocol.REFUSED
     assert f"[{code}]" in reply.error.reason
@@ -522,14 +518,14 @@ def test_a_plan_weaker_than_the_policy_is_refused_with_its_number(
 
 @pytest.mark.parametrize("run_id", ["", "../../etc", "AB" * 16, "a" * 31, "a" * 33])
 def test_a_run_id_that_is_not_one_is_refused(site_file: Path, plan: Plan, run_id: str) -> None:
-    assert _ask(site_file, plan, protocol.JOIN, **{"run-id": run_id}).has_error()
+    assert _ask(site_file, plan, JoinRequest(), run_id=run_id).has_error()
     assert not (site_file.parent / "runs").exists()
 
 
 def test_a_round_that_the_plan_does_not_have_is_refused(site_file: Path, plan: Plan) -> None:
-    assert not _ask(site_file, plan, protocol.JOIN).has_error()
+    assert not _ask(site_file, plan, JoinRequest()).has_error()
     for number in (0, 3, -1):  # refused by the round's number, before anything else is looked at
-        reply = _ask(site_file, plan, MessageType.TRAIN, **{"server-round": number})
+        reply = _ask(site_file, plan, RoundRequest(server_round=number, weights={}))
         assert reply.has_error()
     kinds = [entry.kind for entry in verify_ledger(site_file.parent / "ledger.sqlite")]
     assert "begin" not in kinds

@@ -5,7 +5,6 @@ A check takes a folder to work in and returns a `Finding`; a bug is a context in
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 import client.app
@@ -39,12 +37,14 @@ from ghostnet.audit.mechanism import Profile
 from ghostnet.errors import BudgetError, LedgerError, PolicyError
 from ghostnet.evidence import ledger as ledger_module
 from ghostnet.evidence.ledger import Ledger, Spent, verify_ledger
-from ghostnet.exchange import protocol
-from ghostnet.exchange.arrays import to_arrays
+from ghostnet.exchange.arrays import Arrays, to_arrays
+from ghostnet.exchange.flower import VALUES, to_records
+from ghostnet.exchange.messages import Body, JoinRequest, Plain, RoundRequest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan
 from ghostnet.training import loop as training
 from ghostnet.training.cohort import Cohort
+from tests.asked import arrays_of, message, node, values_of
 from tests.entropy import SeededEntropy
 from tests.evidence.ledgers import DELTA, EVENTS, reserve
 from tests.plans import tiny_plan, write_striped_npz
@@ -174,37 +174,21 @@ def lets_nan_through() -> Iterator[None]:
 # Raw metrics in a message.
 
 
-def ask(site_file: Path, plan: Plan, kind: str, **config: str | int) -> Message:
+def ask(site_file: Path, plan: Plan, body: Body) -> Message:
     """One message of the coordinator to the hospital's own app, and its answer."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    content = {"plan": json.dumps(plan.to_dict()), "run-id": RUN, **config}
-    records = {protocol.CONFIG: ConfigRecord(content)}
-    if "server-round" in config:
-        records[protocol.ARRAYS] = client.app._record(to_arrays(build_generator(plan.networks)))  # type: ignore[assignment]
-    request = Message(RecordDict(records), dst_node_id=2, message_type=kind)  # type: ignore[arg-type]
-    context = Context(run_id=1, node_id=2, node_config={"site": str(site_file)}, state=RecordDict(), run_config={})
-    return client.app.build_app()(request, context)
-
-
-ALLOWED = {
-    protocol.METRICS: {protocol.WEIGHT: 1.0},  # a constant
-    protocol.CONFIG: {"ledger-head": None},  # None: any value
-}
+    return client.app.build_app()(message(plan, body), node(site_file))
 
 
 def check_message(folder: Path) -> Finding:
-    """The answer to a round holds the generator's weights, a constant, the ledger's head, and nothing else."""
+    """The answer to a round holds the generator's weights, the ledger's head, and nothing else."""
     plan, site_file = adversarial_plan(), hospital(folder)
-    ask(site_file, plan, protocol.JOIN)
-    content = ask(site_file, plan, MessageType.TRAIN, **{"server-round": 1}).content
-    unknown = [name for name in content if name not in (protocol.ARRAYS, *ALLOWED)]
-    expected = {name: array.shape for name, array in to_arrays(build_generator(plan.networks)).items()}
-    arrays = {name: tuple(array.shape) for name, array in content.array_records[protocol.ARRAYS].items()}
-    unknown += [name for name in arrays if arrays[name] != expected.get(name)]
-    for record, allowed in ALLOWED.items():
-        for key, value in dict(content[record]).items():  # type: ignore[call-overload]
-            if key not in allowed or allowed[key] not in (None, value):
-                unknown.append(f"{record}.{key}")
+    ask(site_file, plan, JoinRequest())
+    weights = to_arrays(build_generator(plan.networks))
+    answer = ask(site_file, plan, RoundRequest(server_round=1, weights=weights))
+    unknown = [name for name in answer.content if name not in ("arrays", VALUES)]
+    arrays = arrays_of(answer)
+    unknown += [name for name in arrays if name not in weights or arrays[name].shape != weights[name].shape]
+    unknown += [name for name in values_of(answer) if name != "ledger-head"]
     return Finding(
         check="only released values in a message",
         passed=not unknown,
@@ -216,15 +200,18 @@ def check_message(folder: Path) -> Finding:
 @contextmanager
 def sends_raw_metrics() -> Iterator[None]:
     """What every Flower example does: the number of examples as the weight, and the loss beside it."""
-    original = client.app._train
+    original, examples = Site.train, [0]
 
-    def talkative(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
-        reply = original(site, plan, run_id, message)
-        examples = len(site._train_patients(plan).images)
-        reply[protocol.METRICS] = MetricRecord({protocol.WEIGHT: float(examples), "loss": 0.69})
-        return reply
+    def train(site: Site, plan: Plan, *rest: Any) -> Arrays:
+        examples[0] = len(site._train_patients(plan).images)
+        return original(site, plan, *rest)
 
-    with mock.patch.object(client.app, "_train", talkative):
+    def talkative(plain: Plain) -> RecordDict:
+        content = to_records(plain)
+        content["metrics"] = MetricRecord({"weight": float(examples[0]), "loss": 0.69})
+        return content
+
+    with mock.patch.object(Site, "train", train), mock.patch.object(client.app, "to_records", talkative):
         yield
 
 

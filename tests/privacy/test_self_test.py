@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sensitivity_search import network_plan
-from client import app
+from client.answering import capture_log, site_log
 from ghostnet.errors import PlanError
 from ghostnet.models import build_discriminator
 from ghostnet.privacy import blocks
@@ -279,7 +279,7 @@ def test_a_no_is_one_line_in_the_log_of_each_hospital_of_a_process(
     assert answer() is (lines == 0)
     logs = [tmp_path / name / "site.log" for name in ("a", "b", "c")]
     for log in [*logs, *logs]:
-        with app._heard(app._site_log(log)):
+        with capture_log(site_log(log)):
             logging.getLogger("ghostnet.training.loop").info("a request")
     for log in logs:
         said = log.read_text()

@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from ghostnet.errors import FederationError
 from ghostnet.exchange import pooled, protocol
-from server.conversation import read_arrays
+from tests.asked import arrays_of, values_of
 from tests.plans import write_striped_npz
 from tests.server.direct_grid import write_hospitals
 from tests.server.federations import NAMES, ledger_kinds, plan_of, run, three_hospitals
@@ -35,10 +35,10 @@ def test_gan_hospitals_start_a_round_from_the_averaged_discriminator(sites: list
 
     def watch(message: Message, site: Path) -> None:
         if message.metadata.message_type == protocol.TRAIN:
-            sent.append({k: a.numpy() for k, a in message.content.array_records[protocol.ARRAYS].items()})
+            sent.append({k: a.numpy() for k, a in message.content.array_records["weights"].items()})
 
     grid = run(plan, sites, tmp_path / "run", fault=watch)
-    first = [read_arrays(reply) for kind, _, reply in grid.seen if kind == protocol.TRAIN][: len(NAMES)]
+    first = [arrays_of(reply) for kind, _, reply in grid.seen if kind == protocol.TRAIN][: len(NAMES)]
     for name, array in sent[len(NAMES)].items():
         mean = np.mean([answer[name] for answer in first], axis=0)
         np.testing.assert_allclose(array, mean, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -50,8 +50,7 @@ def test_a_hospital_that_goes_missing_stops_the_run_which_goes_on_from_the_last_
     plan, out = plan_of("pooled"), tmp_path / "run"
 
     def gone(message: Message, site: Path) -> str | None:
-        config = message.content.config_records[protocol.CONFIG]
-        return "drop" if site.parent.name == "south" and config.get("step") == 4 else None
+        return "drop" if site.parent.name == "south" and values_of(message).get("step") == 4 else None
 
     with pytest.raises(FederationError, match=r"step 4: south did not answer .* nothing of it was unmasked"):
         run(plan, sites, out, fault=gone)
@@ -152,11 +151,9 @@ def test_hospitals_without_a_class_train_join_and_tell_nothing(tmp_path: Path) -
         sites = write_hospitals(folder, NAMES, one_class, epsilon=30.0, coalition=1000.0)
         grid = run(plan_of(share), sites, folder / "run")
         for kind, node, reply in grid.seen:
-            form = tuple(sorted((n, a.shape, str(a.dtype)) for n, a in read_arrays(reply).items()))
-            keys = tuple(sorted(reply.content.config_records.get(protocol.CONFIG, {})))
+            form = tuple(sorted((n, a.shape, str(a.dtype)) for n, a in arrays_of(reply).items()))
+            keys = tuple(sorted(values_of(reply)))
             shapes.setdefault(f"{share} {kind}", set()).add((form, keys))
-            assert protocol.METRICS not in reply.content or dict(reply.content.metric_records[protocol.METRICS]) == {
-                protocol.WEIGHT: 1.0
-            }
+            assert not reply.content.metric_records  # no weight, which would tell the cohort's size
             assert node
     assert {name for name, forms in shapes.items() if len(forms) > 1} == set()

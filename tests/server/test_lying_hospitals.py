@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from ghostnet.cli.site_check import key as site_key
 from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
+from ghostnet.exchange.flower import from_record
 from ghostnet.exchange.secure_sum import Member, make_roster, mask_key_document, sign_member
 from ghostnet.progress import silent
 from server.app import coordinate
 from server.checkpoint import Checkpoint
-from server.conversation import Conversation, Known, from_record
+from server.conversation import Conversation, Known
+from tests.asked import values_of
 from tests.plans import tiny_plan
 from tests.server.direct_grid import FIRST_NODE, DirectGrid
 from tests.server.federations import failed, ledger_kinds, plan_of, three_hospitals
@@ -67,7 +69,7 @@ def joins_with_own_key(name: str) -> Lie:
     """Signed by a key of the liar's own, as it may."""
 
     def lie(reply: Message) -> Message:
-        config = reply.content.config_records[protocol.CONFIG]
+        config = values_of(reply)
         document = protocol.join_document(run_id=RUN, head=str(config["ledger-head"]))
         signature = keys.sign(KEY, document)
         config.update({"name": name, "public-key": keys.public_hex(KEY), "join-signature": signature})
@@ -95,7 +97,7 @@ def test_a_name_that_no_certificate_could_hold_is_left_out_when_it_joins(name: s
 @pytest.mark.parametrize("field", ["name", "public-key", "join-signature"])
 def test_a_hospital_that_leaves_a_field_out_is_left_out(field: str, tmp_path: Path) -> None:
     def lie(reply: Message) -> Message:
-        del reply.content.config_records[protocol.CONFIG][field]
+        del values_of(reply)[field]
         return reply
 
     conversation = join(three_hospitals(tmp_path / "sites"), lie)
@@ -147,9 +149,9 @@ BYTES = (
 @pytest.mark.parametrize("data", BYTES, ids=range(len(BYTES)))
 def test_bytes_that_are_no_array_leave_their_sender_out_of_the_round(data: bytes, tmp_path: Path) -> None:
     def lie(reply: Message) -> Message:
-        arrays = reply.content.array_records[protocol.ARRAYS]
+        arrays = reply.content.array_records["arrays"]
         broken = {name: Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data) for name in arrays}
-        reply.content[protocol.ARRAYS] = ArrayRecord(broken)
+        reply.content["arrays"] = ArrayRecord(broken)
         return reply
 
     record = ArrayRecord({"w": Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)})
@@ -166,7 +168,7 @@ def statement_with(**changed: object) -> Lie:
     """Signed again with the hospital's real key, as only it can."""
 
     def lie(reply: Message) -> Message:
-        config = reply.content.config_records[protocol.CONFIG]
+        config = values_of(reply)
         statement = json.loads(str(config["statement"]))
         for name, value in changed.items():
             statement.pop(name) if value is None else statement.update({name: value})
@@ -184,7 +186,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
 
 
 def as_text(text: str) -> Lie:
-    return lambda reply: (reply.content.config_records[protocol.CONFIG].update({"statement": text}), reply)[1]
+    return lambda reply: (values_of(reply).update({"statement": text}), reply)[1]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +213,7 @@ def test_a_statement_about_something_else_names_its_hospital_and_no_other(lie: L
 
 def test_an_endless_reason_is_cut_before_it_is_kept(tmp_path: Path) -> None:
     def lie(reply: Message) -> Message:
-        asked = RecordDict({protocol.CONFIG: ConfigRecord({})})
-        request = Message(asked, dst_node_id=LIAR, message_type=protocol.JOIN)
+        request = Message(RecordDict(), dst_node_id=LIAR, message_type=protocol.JOIN)
         return Message(Error(code=protocol.REFUSED, reason="\nspoofed line " * 10_000), reply_to=request)
 
     sites = three_hospitals(tmp_path / "sites")[:1]

@@ -14,13 +14,17 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.common.serde import message_to_proto
 
-import client.app
+import server.conversation
+from client import answering
 from client.site import Site
 from ghostnet.exchange import protocol
+from ghostnet.exchange.flower import from_records
+from ghostnet.exchange.messages import Answer, Plain, Request, encode
 from ghostnet.plan import Plan
+from tests.asked import values_of
 from tests.plans import write_striped_npz
 from tests.server.direct_grid import write_hospitals
 from tests.server.federations import NAMES, plan_of, run
@@ -75,7 +79,7 @@ def lengths(plan: Plan, folder: Path, patients: int) -> Lengths:
     found: Lengths = {}
     for kind, node, reply in grid.seen:
         turn = sum(key[:2] == (kind, node) for key in found)
-        statement = str(reply.content.config_records[protocol.CONFIG].get("statement", ""))
+        statement = str(values_of(reply).get("statement", ""))
         found[kind, node, turn] = len(message_to_proto(reply).SerializeToString()), len(statement)
     return found
 
@@ -95,31 +99,43 @@ def test_no_message_tells_one_patient_more_by_its_length(mode: str, tmp_path: Pa
 
 
 @contextmanager
-def a_count_in(handler: str) -> Iterator[None]:
-    """One kind of answer tells, in decimal digits, how many patients there are."""
-    honest = getattr(client.app, handler)
+def a_count_in(kind: str) -> Iterator[None]:
+    """One kind of answer tells, in decimal digits, how many patients there are, to a coordinator that takes it."""
+    honest, told = answering._answer, [""]
 
-    def leaking(site: Site, plan: Plan, run_id: str, message: Message) -> RecordDict:
-        reply: RecordDict = honest(site, plan, run_id, message)
-        cohorts = site._cohorts(plan.image)
-        reply.config_records[protocol.CONFIG]["note"] = str(cohorts.train.patients + cohorts.test.patients)
-        return reply
+    def counting(site: Site, request: Request) -> Answer:
+        made = honest(site, request)
+        cohorts = site._cohorts(request.header.plan.image)
+        told[0] = str(cohorts.train.patients + cohorts.test.patients)
+        return made
 
-    with mock.patch.object(client.app, handler, leaking):
+    def leaking(answer: Answer) -> Plain:
+        plain = encode(answer)
+        return Plain(values={**plain.values, "note": told[0]}, arrays=plain.arrays) if answer.kind == kind else plain
+
+    def listening(content: RecordDict) -> Plain:
+        plain = from_records(content)
+        return Plain(values={name: v for name, v in plain.values.items() if name != "note"}, arrays=plain.arrays)
+
+    with (
+        mock.patch.object(answering, "_answer", counting),
+        mock.patch.object(answering, "encode", leaking),
+        mock.patch.object(server.conversation, "from_records", listening),
+    ):
         yield
 
 
-@pytest.mark.parametrize(
-    ("handler", "kind", "mode"),
-    [
-        ("_join", protocol.JOIN, "generator"),
-        ("_warm_start", protocol.WARM_START, "generator"),
-        ("_train", protocol.TRAIN, "generator"),
-        ("_step", protocol.STEP, "pooled"),
-        ("_finish", protocol.FINISH, "generator"),
-    ],
-)
-def test_a_count_in_an_answer_is_seen_by_its_length(handler: str, kind: str, mode: str, tmp_path: Path) -> None:
-    with a_count_in(handler):
+KINDS = {
+    protocol.JOIN: "generator",
+    protocol.WARM_START: "generator",
+    protocol.TRAIN: "generator",
+    protocol.STEP: "pooled",
+    protocol.FINISH: "generator",
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), KINDS.items())
+def test_a_count_in_an_answer_is_seen_by_its_length(kind: str, mode: str, tmp_path: Path) -> None:
+    with a_count_in(kind):
         one, other = (lengths(MODES[mode](), tmp_path / str(patients), patients) for patients in (9, 10))
     assert {key[0] for key in one if one[key] != other[key]} == {kind}

@@ -15,7 +15,7 @@ from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import split_pair
 from ghostnet.models import build_discriminator
 from ghostnet.sampler.sampler import Sampler
-from server.conversation import read_arrays
+from tests.asked import arrays_of
 from tests.exchange.test_secure_sum import looks_uniform
 from tests.server.federations import NAMES, failed, ledger_kinds, plan_of, run, three_hospitals
 
@@ -30,7 +30,7 @@ def sites(tmp_path: Path) -> list[Path]:
 def test_gan_averages_discriminators_beside_generators_and_says_so(sites: list[Path], tmp_path: Path) -> None:
     plan, out = plan_of("gan"), tmp_path / "run"
     grid = run(plan, sites, out)
-    answers = [read_arrays(reply) for kind, _, reply in grid.seen if kind == protocol.TRAIN]
+    answers = [arrays_of(reply) for kind, _, reply in grid.seen if kind == protocol.TRAIN]
     assert len(answers) == 2 * len(NAMES)
     wanted = build_discriminator(plan.networks).state_dict().keys()
     assert all(split_pair(arrays)[1].keys() == wanted for arrays in answers)
@@ -49,7 +49,7 @@ def test_pooled_publishes_one_sampler_and_the_coordinator_saw_only_uniform_parts
 ) -> None:
     plan, out = plan_of("pooled"), tmp_path / "run"
     grid = run(plan, sites, out)
-    steps = [read_arrays(reply) for kind, _, reply in grid.seen if kind == protocol.STEP]
+    steps = [arrays_of(reply) for kind, _, reply in grid.seen if kind == protocol.STEP]
     assert len(steps) == len(NAMES) * plan.privacy.steps
     assert all(looks_uniform(arrays[protocol.MASKED_SUM]) for arrays in steps)
     assert failed(out) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.config import load_site
@@ -27,11 +27,14 @@ from ghostnet.evidence import keys
 from ghostnet.evidence import ledger as ledger_module
 from ghostnet.evidence.faults import Adoption
 from ghostnet.evidence.ledger import Ledger, verify_ledger
-from ghostnet.exchange import protocol
+from ghostnet.exchange import messages, protocol
+from ghostnet.exchange.flower import to_records
+from ghostnet.exchange.messages import JoinRequest, Plain, WarmStartAnswer, WarmStartRequest, decode_request, encode
 from ghostnet.plan import Plan
 from server.checkpoint import Checkpoint
 from server.conversation import Conversation
 from server.known_heads import FILE, KnownHeads
+from tests.asked import request
 from tests.evidence.ledgers import digest
 from tests.plans import tiny_plan, write_striped_npz
 from tests.server.direct_grid import DirectGrid, write_hospitals
@@ -81,7 +84,7 @@ def spend(site: Path, plan: Plan, out: Path) -> Conversation:
     conversation = Conversation(grid, plan, checkpoint.run_id, checkpoint.key, {}, [])  # type: ignore[arg-type]
     conversation.join(1)
     reasons: list[str] = []
-    replies = conversation.ask(protocol.WARM_START, conversation.hospitals, refused=reasons)
+    replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
     conversation.require(len(replies), "released the warm start's sum", reasons)
     return conversation
 
@@ -358,23 +361,31 @@ def test_a_join_that_cannot_carry_all_heads_leaves_it_to_the_next_request(
 ) -> None:
     spend(site, plan, tmp_path / "run-1")
     overwrite_in_place_with_its_old_times(site)
-    monkeypatch.setattr(protocol, "MAX_KNOWN_HEADS", 0)
+    monkeypatch.setattr(messages, "MAX_KNOWN_HEADS", 0)
     with pytest.raises(FederationError, match="0 of at least 1 hospitals released"):
         spend(site, plan, tmp_path / "run-2")
     assert "begin" not in [entry.kind for entry in verify_ledger(load_site(site).ledger_path)]  # and nothing was read
 
 
 def test_the_text_of_known_heads_is_bounded_and_read_back() -> None:
-    heads = [(f"{i:064x}", digest(str(i))) for i in range(protocol.MAX_KNOWN_HEADS)]
-    text = protocol.write_known_heads("ab" * 16, heads)
-    assert len(text) <= protocol.MAX_KNOWN_CHARACTERS
-    read = protocol.read_known_heads(text)
-    assert read == {protocol.head_tag("ab" * 16, key): head for key, head in heads}
+    heads = [(f"{i:064x}", digest(str(i))) for i in range(messages.MAX_KNOWN_HEADS)]
+    known = {protocol.head_tag("ab" * 16, key): head for key, head in heads}
+    text = str(encode(JoinRequest(known_heads=known)).values["known-heads"])
+    assert len(text) <= messages.MAX_KNOWN_CHARACTERS
+
+    def read(text: str) -> dict[str, str]:
+        body = decode_request(protocol.JOIN, request(tiny_plan(), JoinRequest(), known_heads=text)).body
+        assert isinstance(body, JoinRequest)
+        return body.known_heads
+
+    assert read(text) == known
     assert not any(key in text for key, _ in heads)
-    for bad in (text + " " + text, "x", "ab=cd", text + "0"):
-        with pytest.raises(FederationError, match="known heads"):
-            protocol.read_known_heads(bad)
-    assert protocol.read_known_heads("") == {}
+    one_more = f'{text[:-1]}, "{"e" * 32}": "{"e" * 64}"' + "}"
+    spaces = " " * messages.MAX_KNOWN_CHARACTERS
+    for bad in (text + " " + text, "x", '{"ab": "cd"}', text + "0", one_more, spaces + "{}"):
+        with pytest.raises(FederationError, match="known-heads"):
+            read(bad)
+    assert read("{}") == {}
 
 
 def test_nobody_speaks_for_the_ledger_of_another_key(tmp_path: Path) -> None:
@@ -390,7 +401,7 @@ def test_nobody_speaks_for_the_ledger_of_another_key(tmp_path: Path) -> None:
             return [2]
 
         def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
-            return [Message(RecordDict({protocol.CONFIG: ConfigRecord(self.joined)}), reply_to=m) for m in messages]
+            return [Message(to_records(Plain(values=self.joined, arrays={})), reply_to=m) for m in messages]
 
     def join(run_id: str, **joined: str) -> None:
         joined = {"name": "north", "ledger-head": head, **joined}
@@ -432,7 +443,7 @@ def test_two_nodes_with_one_key_are_one_hospital(tmp_path: Path) -> None:
         def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
             names = ("north", "south")
             return [
-                Message(RecordDict({protocol.CONFIG: ConfigRecord({**joined, "name": name})}), reply_to=m)
+                Message(to_records(Plain(values={**joined, "name": name}, arrays={})), reply_to=m)
                 for name, m in zip(names, messages, strict=True)
             ]
 

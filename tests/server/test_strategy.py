@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord
 from flwr.supercore.task_identity import TaskIdentity
 
 from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
-from server.conversation import Conversation, Hospital, Known, from_record, to_record
+from ghostnet.exchange.flower import from_record, to_record, to_records
+from ghostnet.exchange.messages import Plain, RoundAnswer, encode
+from server.conversation import Conversation, Hospital, Known
 from server.known_heads import KnownHeads
 from server.strategy import CheckedStrategy
+from tests.asked import values_of
 from tests.plans import tiny_plan
 
 SENT = {"w": np.zeros((2, 3), dtype=np.float32)}
@@ -33,20 +36,21 @@ def strategy(tmp_path) -> CheckedStrategy:  # noqa: ANN001
     return made
 
 
-def _reply(request: Message, arrays: dict[str, np.ndarray], weight: float = 1.0) -> Message:
-    records = {protocol.ARRAYS: to_record(arrays), protocol.METRICS: MetricRecord({protocol.WEIGHT: weight})}
-    return Message(RecordDict({**records, protocol.CONFIG: ConfigRecord({"ledger-head": "ab" * 32})}), reply_to=request)
+def _reply(request: Message, arrays: dict[str, np.ndarray]) -> Message:
+    return Message(to_records(encode(RoundAnswer(ledger_head="ab" * 32, arrays=arrays))), reply_to=request)
 
 
 def _full(value: float) -> dict[str, np.ndarray]:
     return {"w": np.full((2, 3), value, dtype=np.float32)}
 
 
-def test_hospitals_weigh_the_same_whatever_weight_they_claim(strategy: CheckedStrategy) -> None:
-    weights = (1.0, 1e6, 3.0)
-    replies = [_reply(r, _full(v), w) for r, v, w in zip(strategy.requests, (1, 2, 6), weights, strict=True)]
+def test_hospitals_weigh_the_same_and_an_answer_that_claims_a_weight_is_left_out(strategy: CheckedStrategy) -> None:
+    replies = [_reply(r, _full(v)) for r, v in zip(strategy.requests, (1, 2, 6), strict=True)]
     averaged, _ = strategy.aggregate_train(1, replies)
     np.testing.assert_allclose(from_record(averaged)["w"], 3.0, rtol=1e-6)
+    replies[1].content["metrics"] = MetricRecord({"weight": 1e6})
+    averaged, _ = strategy.aggregate_train(1, replies)
+    np.testing.assert_allclose(from_record(averaged)["w"], 3.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_an_answer_without_a_ledger_head_is_left_out_and_not_remembered(
     key = "5e" * 32
     strategy._conversation.hospitals[3].public_key = key
     replies = [_reply(r, _full(v)) for r, v in zip(strategy.requests, (1, 2, 6), strict=True)]
-    replies[1].content.config_records[protocol.CONFIG]["ledger-head"] = head  # type: ignore[assignment]
+    values_of(replies[1])["ledger-head"] = head
     averaged, _ = strategy.aggregate_train(1, replies)
     np.testing.assert_allclose(from_record(averaged)["w"], 3.5)
     assert KnownHeads().head(key) == ""
@@ -91,7 +95,7 @@ def test_an_answer_without_a_ledger_head_is_left_out_and_not_remembered(
 
 def test_every_request_is_countersigned_and_goes_to_joined_hospitals_only(strategy: CheckedStrategy) -> None:
     assert [r.metadata.dst_node_id for r in strategy.requests] == [2, 3, 4]
-    config = strategy.requests[0].content.config_records[protocol.CONFIG]
+    config = values_of(strategy.requests[0])
     document = keys.head_document(site="north", head="")
     assert keys.verify(config["server-key"], document, config["head-signature"])
 
@@ -99,7 +103,8 @@ def test_every_request_is_countersigned_and_goes_to_joined_hospitals_only(strate
 def test_only_answers_that_fit_count_and_they_come_in_the_order_of_names(strategy: CheckedStrategy) -> None:
     replies = [_reply(r, a) for r, a in zip(strategy.requests, (_full(1), {}, _full(3)), strict=True)]
     refused: list[str] = []
-    fitting = strategy._conversation.fitting(replies, SENT, refused)
+    answers = strategy._conversation.sort_replies(replies, RoundAnswer, 0.0, refused)
+    fitting = strategy._conversation.fitting(answers, SENT, refused)
     assert [(name, float(arrays["w"][0, 0])) for name, arrays in fitting.items()] == [("harbour", 3.0), ("north", 1.0)]
     assert len(refused) == 1
     assert refused[0].startswith("south: ")
@@ -124,7 +129,7 @@ def test_a_node_with_a_known_name_and_another_key_is_left_out(tmp_path: Path) ->
 
         def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
             joined = {"name": "north", "public-key": "cc" * 32, "ledger-head": "dd" * 32}
-            return [Message(RecordDict({protocol.CONFIG: ConfigRecord(joined)}), reply_to=m) for m in messages]
+            return [Message(to_records(Plain(values=joined, arrays={})), reply_to=m) for m in messages]
 
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     conversation = Conversation(OneNode(), tiny_plan(), "0" * 32, key, known, [])  # type: ignore[arg-type]
@@ -224,10 +229,10 @@ def test_the_order_in_which_a_hospital_writes_its_arrays_changes_nothing(tmp_pat
             np.testing.assert_array_equal(one[name], two[name])
 
 
-def test_weights_are_the_plans_and_not_what_a_hospital_claims(tmp_path: Path) -> None:
+def test_weights_are_the_plans(tmp_path: Path) -> None:
     strategy = _made(tmp_path, "weights = { north = 2.0, south = 1.0, harbour = 1.0 }")
     requests = strategy.configure_train(1, to_record(SENT), ConfigRecord(), None)  # type: ignore[arg-type]
-    replies = [_reply(r, _full(v), 1e9 * v) for r, v in zip(requests, (4.0, 0.0, 8.0), strict=True)]
+    replies = [_reply(r, _full(v)) for r, v in zip(requests, (4.0, 0.0, 8.0), strict=True)]
     combined, _ = strategy.aggregate_train(1, replies)
     np.testing.assert_allclose(from_record(combined)["w"], (2 * 4 + 0 + 8) / 4)  # type: ignore[arg-type]
 
@@ -246,7 +251,7 @@ def test_a_hospital_without_a_weight_in_the_plan_is_left_out(tmp_path: Path) -> 
 
         def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
             joined = {"name": "north", "public-key": "cc" * 32, "ledger-head": "dd" * 32}
-            return [Message(RecordDict({protocol.CONFIG: ConfigRecord(joined)}), reply_to=m) for m in messages]
+            return [Message(to_records(Plain(values=joined, arrays={})), reply_to=m) for m in messages]
 
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     plan = tiny_plan(min_hospitals="min_hospitals = 1\nweights = { south = 1.0 }")

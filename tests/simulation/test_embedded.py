@@ -12,10 +12,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 
-from ghostnet.exchange import protocol
+from ghostnet.accounting.plan_cost import resolve
+from ghostnet.exchange.flower import to_records
+from ghostnet.exchange.messages import JoinRequest
 from ghostnet.simulation.embedded import EmbeddedGrid
+from tests.asked import request
+from tests.plans import tiny_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -28,11 +32,8 @@ def grid(tmp_path: Path):  # noqa: ANN201
 
 
 def _requests(grid: EmbeddedGrid) -> list[Message]:
-    content = {"plan": "{}", "run-id": "00" * 16}
-    return [
-        Message(RecordDict({protocol.CONFIG: ConfigRecord(content)}), dst_node_id=node, message_type=protocol.JOIN)
-        for node in grid.get_node_ids()
-    ]
+    content = to_records(request(resolve(tiny_plan()), JoinRequest()))
+    return [Message(content, dst_node_id=node, message_type=JoinRequest.kind) for node in grid.get_node_ids()]
 
 
 def _unread(connection: Connection | None) -> int:
