@@ -32,15 +32,14 @@ from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays
 from ghostnet.exchange.secure_sum import MAX_ROSTER_CHARACTERS
 from ghostnet.plan import Plan, plan_from_dict
-from ghostnet.plan.federation import MOST_POOLED_STEPS
+from ghostnet.plan.federation import MAX_ROUNDS, MOST_POOLED_STEPS
 
 MAX_PLAN_CHARACTERS = 100_000
 MAX_FILES = 20  # of a sampler
 MAX_FILES_CHARACTERS = 2_000
 MAX_KNOWN_HEADS = 1000  # that a JOIN carries, the newest; any other comes with the request after it
 MAX_KNOWN_CHARACTERS = 120_000
-MAX_STATEMENT_CHARACTERS = 2_000_000  # a line for each of a run's rounds
-MAX_ROUNDS = 1_000_000
+MAX_STATEMENT_CHARACTERS = 2_000_000  # it names each of a run's rounds
 MAX_ARRAYS = 4_096  # in a group
 MAX_ARRAY_NAME = 200
 MAX_NUMBERS = 2**28  # in a group; 1 GiB as float32
@@ -190,7 +189,7 @@ class FinishRequest:
     files: FileDigests
     public_images_sha256: OptionalDigest = ""  # "" where the generator started from no public images
     generator: FloatArrays
-    public: FloatArrays = field(default_factory=dict)  # classifier, score edges, released mean
+    public: FloatArrays = field(default_factory=dict)  # models of the plan's tasks, released mean
 
 
 Body = JoinRequest | WarmStartRequest | RoundRequest | StepRequest | FinishRequest

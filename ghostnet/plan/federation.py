@@ -17,6 +17,7 @@ Share = Literal["generator", "gan", "pooled"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam", "trimmed-mean", "median"]
 
 ROBUST = ("trimmed-mean", "median")  # they rank the hospitals' values, so a weight would have no meaning
+MAX_ROUNDS = 10_000
 MOST_POOLED_STEPS = 20_000  # each is a request of its own in every ledger
 MOST_POOLED_HOSPITALS = 100  # each masks with every other one
 LEAST_OF_A_MEDIAN = 3  # the median of two is their mean
@@ -60,7 +61,7 @@ class FederationSpec:
         key(
             "Flower rounds of adversarial training; 0 is the warm start only; pooled: parts that steps come in.",
             ge=0,
-            le=10_000,
+            le=MAX_ROUNDS,
         ),
     ] = 2
     share: Annotated[

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -19,13 +20,16 @@ from ghostnet.cli.site_check import key as site_key
 from ghostnet.errors import FederationError
 from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
-from ghostnet.exchange.flower import from_record
+from ghostnet.exchange.arrays import Arrays
+from ghostnet.exchange.flower import from_record, to_record
+from ghostnet.exchange.messages import MAX_STATEMENT_CHARACTERS, WarmStartAnswer, WarmStartRequest
 from ghostnet.exchange.secure_sum import Member, make_roster, mask_key_document, sign_member
 from ghostnet.progress import silent
+from ghostnet.training.warm_start import embedding_size
 from server.app import coordinate
 from server.checkpoint import Checkpoint
 from server.conversation import Conversation, Known
-from tests.asked import values_of
+from tests.asked import arrays_of, values_of
 from tests.plans import tiny_plan
 from tests.server.direct_grid import FIRST_NODE, DirectGrid
 from tests.server.federations import failed, ledger_kinds, plan_of, three_hospitals
@@ -164,6 +168,68 @@ def test_bytes_that_are_no_array_leave_their_sender_out_of_the_round(data: bytes
         assert ledger_kinds(sites[1]).count("commit") == 4
 
 
+def with_value(name: str, value: object) -> Lie:
+    return lambda reply: (values_of(reply).update({name: value}), reply)[1]
+
+
+def with_arrays(group: str, change: Callable[[Arrays], Arrays]) -> Lie:
+    def lie(reply: Message) -> Message:
+        reply.content[group] = to_record(change(arrays_of(reply)))
+        return reply
+
+    return lie
+
+
+def cast(dtype: str) -> Lie:
+    return with_arrays("arrays", lambda arrays: {name: array.astype(dtype) for name, array in arrays.items()})
+
+
+NOT_AS_AGREED = {
+    "a value too many": (with_value("patients", 29), "holds 'patients', which is not one of its fields"),
+    "arrays too many": (with_arrays("gradients", dict), "holds 'gradients', which is not one of its fields"),
+    "a text over its limit": (with_value("ledger-head", "ab" * 33), "gives no ledger-head as agreed"),
+    "another type": (cast("float64"), "noised_sum holds float64, not an array of float32"),
+    "whole numbers": (cast("int64"), "noised_sum holds int64, not an array of float32"),
+    "an array too many": (
+        with_arrays("arrays", lambda own: {**own, "more": own["noised_sum"]}),
+        "has 2 arrays where 1",
+    ),
+    "another shape": (with_arrays("arrays", lambda own: {"noised_sum": own["noised_sum"][:-1]}), "have shape"),
+    "not finite": (with_arrays("arrays", lambda own: {"noised_sum": own["noised_sum"] * np.inf}), "NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_AS_AGREED)
+def test_an_answer_that_is_not_as_agreed_leaves_its_sender_out_and_says_why(name: str, tmp_path: Path) -> None:
+    lie, says = NOT_AS_AGREED[name]
+    sites, plan = three_hospitals(tmp_path / "sites"), plan_of("generator")
+    grid = LyingGrid(sites, protocol.WARM_START, lie)
+    conversation = Conversation(grid, plan, RUN, KEY, {}, [])  # type: ignore[arg-type]
+    conversation.join(len(sites))
+    reasons: list[str] = []
+    replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
+    expected = {protocol.NOISED_SUM: np.zeros(embedding_size(plan), dtype=np.float32)}
+    assert sorted(conversation.fitting(replies, expected, reasons)) == ["north", "south"]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("harbour: ")
+    assert says in reasons[0]
+
+
+def test_a_masked_sum_of_another_type_is_no_part_of_a_step(tmp_path: Path) -> None:
+    sites, plan = three_hospitals(tmp_path / "sites"), plan_of("pooled")
+    checkpoint = Checkpoint.open(tmp_path / "run", plan, resume=False)
+    grid = LyingGrid(sites, protocol.STEP, cast("float32"))
+    with pytest.raises(FederationError, match=r"step 1: harbour did not answer \(harbour: .*masked_sum holds float32"):
+        coordinate(grid, plan, checkpoint, expected=len(sites), progress=silent)  # type: ignore[arg-type]
+
+
+def test_a_statement_over_its_limit_names_its_hospital(tmp_path: Path) -> None:
+    sites = three_hospitals(tmp_path / "sites")
+    lie = with_value("statement", '{"a": "' + "x" * MAX_STATEMENT_CHARACTERS + '"}')
+    with pytest.raises(FederationError, match="^harbour took part and did not sign"):
+        run(sites, tmp_path / "run", protocol.FINISH, lie)
+
+
 def statement_with(**changed: object) -> Lie:
     """Signed again with the hospital's real key, as only it can."""
 
@@ -186,7 +252,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
 
 
 def as_text(text: str) -> Lie:
-    return lambda reply: (values_of(reply).update({"statement": text}), reply)[1]
+    return with_value("statement", text)
 
 
 @pytest.mark.parametrize(
