@@ -128,6 +128,12 @@ def test_a_message_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(("plain", "decode"), EVERY)
+def test_a_message_is_texts_whole_numbers_and_arrays_alone(plain: Plain, decode: Decode) -> None:
+    assert {type(value) for value in plain.values.values()} <= {str, int}
+    assert {type(array) for group in plain.arrays.values() for array in group.values()} <= {np.ndarray}
+
+
+@pytest.mark.parametrize(("plain", "decode"), EVERY)
 def test_a_field_too_many_is_refused(plain: Plain, decode: Decode) -> None:
     assert "holds 'note', which is not one of its fields" in refusal_of(decode, plain, values={"note": "12"})
     assert "holds 'more', which is not one of its fields" in refusal_of(decode, plain, arrays={"more": FLOATS})
