@@ -40,7 +40,7 @@ BEYOND_BASE = {
         *("ghostnet.audit.contributions", "ghostnet.audit.every_release", "ghostnet.audit.mechanism"),
         *("ghostnet.audit.post_processing", "ghostnet.audit.releases"),
     ),
-    "coordinator": ("ghostnet.training.phantom", "ghostnet.training.public_start"),
+    "coordinator": ("ghostnet.exchange.flower", "ghostnet.training.phantom", "ghostnet.training.public_start"),
     "export": ("ghostnet.export.dicom", "ghostnet.export.nifti"),
 }
 
