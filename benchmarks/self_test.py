@@ -39,7 +39,7 @@ def first_uses() -> dict[str, Callable[[], object]]:
     plan = network_plan("dcgan 64")
     none = torch.zeros(1, dtype=torch.int64)
     one = Cohort(images=torch.zeros(1, 1, 64, 64), labels=none, owners=none, patients=1)
-    uses["warm start, 64 px"] = lambda: list(iter_patient_embeddings(one, plan))
+    uses["warm start, 64 px"] = lambda: list(iter_patient_embeddings(one, plan.embedding, 1))
     uses["perceptual release, dcgan 64"] = lambda: release_features(
         build_discriminator(plan.networks), one, plan, SystemEntropy()
     )

@@ -241,7 +241,7 @@ def warm_start_trial(rng: random.Random, stream: torch.Generator) -> Outcome:
     patients = drawn_patients(plan, rng, stream)
 
     def release(who: str, sigma: float) -> None:
-        vectors = iter_patient_embeddings(patients.cohort(who), plan)
+        vectors = iter_patient_embeddings(patients.cohort(who), plan.embedding, plan.privacy.images_per_patient)
         releases.noisy_sum(vectors, norm_bound=1.0, noise_multiplier=sigma, entropy=SystemEntropy())
 
     least = math.floor(math.log10(min(widths)))

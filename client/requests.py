@@ -32,10 +32,10 @@ def received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor 
     """The coordinator's released mean; None where the plan has no warm start."""
     if plan.warm_start.noise_multiplier == 0:
         return None
-    expected = {protocol.RELEASED_MEAN: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
+    expected = {protocol.RELEASED_MEAN: np.zeros(plan.embedding.size, dtype=np.float32)}
     check_arrays(arrays, expected)
     mean = torch.from_numpy(np.array(arrays[protocol.RELEASED_MEAN]))
-    warm_start.class_means(mean, plan)
+    warm_start.class_means(mean, plan.embedding)
     return mean
 
 

@@ -150,7 +150,9 @@ class Site:
 
         def answer() -> Arrays:
             patients = self._train_patients(plan)
-            vectors = warm_start.iter_patient_embeddings(patients, plan, self._device)  # (some p, D) each
+            vectors = warm_start.iter_patient_embeddings(
+                patients, plan.embedding, plan.privacy.images_per_patient, self._device
+            )  # (some p, D) each
             noised = release_vectors(catalogue.WARM_START, vectors, plan, entropy=self._entropy)
             return {protocol.NOISED_SUM: noised.numpy()}
 

@@ -67,7 +67,9 @@ def build_app(
         expected = len([part for part in str(config.get("sites", "")).split(",") if part])
         agreed = plan or resolve(load_plan(Path(plan_path)))
         checkpoint = Checkpoint.open(Path(out), agreed, resume=bool(config.get("resume", False)))
-        public = load_public(agreed, Path(plan_path).parent) if agreed.warm_start.public else None
+        public = None
+        if source := agreed.warm_start.public:
+            public = load_public(source, agreed.image, Path(plan_path).parent, seed=agreed.seed)
         found = find_device(str(config.get("device", device)), key="device")
         coordinate(grid, agreed, checkpoint, expected=expected, public=public, device=found, progress=progress)
 
@@ -113,11 +115,22 @@ def coordinate(
         load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:
         sums = _warm_start(conversation, plan)
-        released_mean = warm_start.released_mean(sums, plan)
+        released_mean = warm_start.released_mean(
+            sums, plan.embedding, plan.warm_start, patients=plan.federation.patients
+        )
         with checkpoint.timed("fit the warm start"):
             if public is not None:
-                fit_public(generator, public, plan, progress)
-            warm_start.fit_generator(generator, torch.from_numpy(released_mean), plan, progress)
+                fit_public(
+                    generator, public, plan.embedding, plan.warm_start, latent=plan.model.latent, progress=progress
+                )
+            warm_start.fit_generator(
+                generator,
+                torch.from_numpy(released_mean),
+                plan.embedding,
+                plan.warm_start,
+                latent=plan.model.latent,
+                progress=progress,
+            )
         checkpoint.save(TRANSCRIPT, transcript.warm_start_record(sums))
         checkpoint.save(RELEASED, {protocol.RELEASED_MEAN: released_mean})
         checkpoint.note(conversation.hospitals.values())  # who contributed, before what they contributed to
@@ -153,7 +166,7 @@ def _warm_start(conversation: Conversation, plan: Plan) -> dict[str, np.ndarray]
     """Each hospital's noised sum, by its name."""
     reasons: list[str] = []
     replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
-    expected = {protocol.NOISED_SUM: np.zeros(warm_start.embedding_size(plan), dtype=np.float32)}
+    expected = {protocol.NOISED_SUM: np.zeros(plan.embedding.size, dtype=np.float32)}
     answers = conversation.fitting(replies, expected)
     conversation.require(len(answers), "released the warm start's sum", reasons)
     return {name: arrays[protocol.NOISED_SUM] for name, arrays in answers.items()}

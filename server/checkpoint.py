@@ -108,7 +108,7 @@ class Checkpoint:
 
     @property
     def released_mean(self) -> torch.Tensor | None:
-        """The warm start's mean, (embedding_size,); None without one."""
+        """The warm start's mean, (embedding.size,); None without one."""
         mean = self.released.get(protocol.RELEASED_MEAN)
         return None if mean is None else torch.from_numpy(np.array(mean))
 

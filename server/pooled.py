@@ -19,7 +19,7 @@ from ghostnet.errors import FederationError
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, check_arrays, load_arrays, to_arrays
 from ghostnet.exchange.messages import StepAnswer, StepRequest
-from ghostnet.exchange.pooled import total_gradient, trained_parameters
+from ghostnet.exchange.pooled import share_std, total_gradient, trained_parameters
 from ghostnet.exchange.secure_sum import Roster, make_roster, read_roster, sum_modulo
 from ghostnet.plan import Plan
 from ghostnet.privacy.noise import SystemEntropy
@@ -126,7 +126,7 @@ class StepSums:
         total = load_file(path).get(_TOTAL)
         if total is None:
             return {name: torch.zeros_like(value).float() for name, value in summed.items()}
-        gradient = total_gradient(total, self.discriminator, self._plan)
+        gradient = total_gradient(total, self.discriminator, std=share_std(self._plan))
         return {name: (value + gradient[name].to(value)).float() for name, value in summed.items()}
 
     def timing(self, number: int) -> Timing:

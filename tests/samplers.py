@@ -42,7 +42,7 @@ def sums_of(plan: Plan) -> dict[str, np.ndarray]:
     if plan.warm_start.noise_multiplier == 0:
         return {}
     rng = np.random.default_rng(1)
-    size = warm_start.embedding_size(plan)
+    size = plan.embedding.size
     return {site: 1 + rng.standard_normal(size).astype(np.float32) / 4 for site in sorted(SITES)}
 
 
@@ -139,7 +139,10 @@ def publish(
         more: of every statement (`statement_of`).
     """
     record, generator = transcript_of(plan)
-    mean = torch.from_numpy(warm_start.released_mean(sums_of(plan), plan)) if sums_of(plan) else None
+    mean, sums = None, sums_of(plan)
+    if sums:
+        patients = plan.federation.patients
+        mean = torch.from_numpy(warm_start.released_mean(sums, plan.embedding, plan.warm_start, patients=patients))
     prior = warm_start.with_released_prior(plan, mean).image.label_prior
     files = write_sampler(folder, generator, plan, run_id=RUN, label_prior=prior, transcript=record)
     hospitals = hospitals_sha256(RUN, {name: TRUSTED[name] for name in SITES})

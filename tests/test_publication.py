@@ -20,7 +20,7 @@ from ghostnet.models import build_generator
 from ghostnet.plan import Plan, load_plan, plan_from_dict
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.training import warm_start
-from ghostnet.training.public_start import fit_public, load_public
+from ghostnet.training.public_start import PROCEDURAL, fit_public, load_public
 from tests.plans import tiny_plan, tiny_plan_text
 from tests.samplers import keys_of
 
@@ -34,7 +34,7 @@ def _plan(**tables: dict[str, object]) -> Plan:
 
 def test_a_released_prior_is_the_release_s_class_shares():
     plan = _plan(image={"released_prior": True})
-    size = warm_start.embedding_size(plan)
+    size = plan.embedding.size
     release = torch.zeros(size)
     classes = len(plan.image.labels)
     release.reshape(classes, -1)[:, -1] = warm_start.MASS_WEIGHT * torch.arange(1, classes + 1)
@@ -61,7 +61,7 @@ def _public_file(folder: Path, plan: Plan, labels: list[int]) -> Path:
 def test_public_images_come_in_the_plan_s_size_and_range_and_are_named_by_their_hash(tmp_path):
     plan = _plan(warm_start={"public": "public.npz"})
     path = _public_file(tmp_path, plan, [0, 1] * 4)
-    public = load_public(plan, tmp_path)
+    public = load_public(plan.warm_start.public, plan.image, tmp_path, seed=plan.seed)
     assert public.images.shape == (8, plan.planes, plan.image.size, plan.image.size)
     assert (public.source, public.sha256) == ("public.npz", hashlib.sha256(path.read_bytes()).hexdigest())
     low = -1 if plan.image.range == "[-1,1]" else 0
@@ -74,29 +74,29 @@ def test_public_images_that_lack_a_label_or_have_a_strange_one_are_refused(tmp_p
     plan = _plan(warm_start={"public": "public.npz"})
     _public_file(tmp_path, plan, labels)
     with pytest.raises(DataError, match="at least one image of each"):
-        load_public(plan, tmp_path)
+        load_public(plan.warm_start.public, plan.image, tmp_path, seed=plan.seed)
 
 
 def test_a_missing_public_file_is_one_line(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        load_public(_plan(warm_start={"public": "nothing.npz"}), tmp_path)
+        load_public("nothing.npz", tiny_plan().image, tmp_path, seed=0)
 
 
 def test_a_public_start_brings_the_generator_nearer_to_its_images():
     plan = _plan(warm_start={"public": "procedural", "steps": 40})
-    public = load_public(plan, Path())
-    assert torch.equal(public.images, load_public(plan, Path()).images)
+    public = load_public(PROCEDURAL, plan.image, Path(), seed=plan.seed)
+    assert torch.equal(public.images, load_public(PROCEDURAL, plan.image, Path(), seed=plan.seed).images)
     generator = build_generator(plan.networks)
     labels = torch.arange(64) % len(plan.image.labels)
     z = torch.randn(64, plan.model.latent, generator=torch.Generator().manual_seed(0))
-    target = warm_start.embed_images(public.images, plan).mean(0)
+    target = warm_start.embed_images(public.images, plan.embedding).mean(0)
 
     def distance() -> float:
         with torch.no_grad():
-            return float((warm_start.embed_images(generator(z, labels), plan).mean(0) - target).norm())
+            return float((warm_start.embed_images(generator(z, labels), plan.embedding).mean(0) - target).norm())
 
     before = distance()
-    fit_public(generator, public, plan)
+    fit_public(generator, public, plan.embedding, plan.warm_start, latent=plan.model.latent)
     assert distance() < 0.7 * before
 
 
@@ -123,7 +123,9 @@ def test_a_run_publishes_prior_and_public_start_and_verifies(tmp_path):
     # What was released is the hospitals' two sums, with the classes drawn together
     sums = [load_file(path)[protocol.NOISED_SUM] for path in run.glob("sites/*/runs/*/warm_start.safetensors")]
     plain = torch.from_numpy(sum(sums) / (2 * tiny_plan().federation.patients))
-    shrunk = warm_start.shrink_classes(plain, load_plan(run / "plan.toml"), hospitals=len(sums))
+    plan = load_plan(run / "plan.toml")
+    noise_std = plan.warm_start.noise_multiplier / (2**0.5 * plan.federation.patients)
+    shrunk = warm_start.shrink_classes(plain, plan.embedding, noise_std=noise_std)
     (released,) = (load_file(path)[protocol.RELEASED_MEAN] for path in run.glob("server/released*.safetensors"))
     assert np.allclose(released, shrunk, rtol=1e-5, atol=1e-7)
     assert not np.allclose(released, plain, rtol=1e-3)

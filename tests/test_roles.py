@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from ghostnet.cli.roles import ROLES
+from ghostnet.utility.classification import figures
 from tests.plans import tiny_plan
 from tests.samplers import TRUSTED, publish
 
@@ -223,10 +225,11 @@ def test_the_base_verifies_draws_and_reports(wheel: Path, sampler: Path, tmp_pat
         assert len(images["images"]) == 3
     rounds = [{"round": 1, "phase": "train", "wall_s": 30.0, "slowest_client_s": 29.0}] * 2
     facts = {"plan": tiny_plan().to_dict(), "timing": {"rounds": rounds, "total_s": 75.0}}
+    facts["utility"] = {"classification": figures(torch.tensor([80.0, 40, 10, 2, 5, 12, 35, 90]), 2, 4, 4.2)}
     run_only(wheel, "", REPORT, [str(sampler), str(tmp_path), facts])
     assert json.loads((tmp_path / "report.json").read_text()).items() >= json.loads(json.dumps(facts)).items()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") + page.count("<svg") >= 2  # the samples, and the chart of rounds
+    assert page.count("<img") + page.count("<svg") >= 3  # the samples, the chart of rounds, and that of usefulness
 
 
 def test_what_the_base_lacks_is_named_with_its_extra_in_one_line(wheel: Path, sampler: Path, tmp_path: Path) -> None:

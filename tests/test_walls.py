@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -72,3 +73,49 @@ def test_a_detour_through_another_module_is_seen(house: Path) -> None:
     result = lint(house, "server-client")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "server.detour -> ghostnet.detour" in result.stdout
+
+
+# The plan stops at the edges.
+
+EDGES = {
+    "ghostnet/exchange/pooled.py": {"noised_share", "share_std"},
+    "ghostnet/sampler/folder.py": {"sampler_config", "texts", "file_names"},
+    "ghostnet/sampler/model_card.py": {"model_card"},
+    "ghostnet/sampler/write.py": {"write_sampler"},
+    "ghostnet/training/loop.py": {"train_round", "patient_gradients", "_input_penalty", "step_discriminator"},
+    "ghostnet/training/perceptual.py": {"release_features", "noised_features"},
+    "ghostnet/training/release.py": {"release_vectors", "release_step", "release_share", "_check"},
+    "ghostnet/training/state.py": {"__init__"},
+    "ghostnet/training/warm_start.py": {"with_released_prior"},
+    "ghostnet/utility/task.py": {"task_spec"},
+}
+"""Functions of the rooms below that take the whole plan: the loops, the noise of a release, what is published."""
+
+PLAIN_ROOMS = ("models", "privacy", "training", "exchange", "sampler", "utility")
+
+
+def takers_of_a_plan(root: Path) -> dict[str, set[str]]:
+    """Functions with a parameter that is a `Plan`, by file."""
+    found: dict[str, set[str]] = {}
+    for path in (file for room in PLAIN_ROOMS for file in (root / "ghostnet" / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                named = (
+                    n
+                    for a in ast.walk(node.args)
+                    if isinstance(a, ast.arg) and a.annotation
+                    for n in ast.walk(a.annotation)
+                )
+                if any(isinstance(n, ast.Name) and n.id == "Plan" for n in named):
+                    found.setdefault(str(path.relative_to(root)), set()).add(node.name)
+    return found
+
+
+def test_below_the_edges_functions_take_numbers_and_small_records() -> None:
+    assert takers_of_a_plan(ROOT) == EDGES
+
+
+def test_a_function_that_takes_the_whole_plan_is_seen(house: Path) -> None:
+    file = house / "ghostnet" / "utility" / "classifier.py"
+    file.write_text(file.read_text() + "\n\ndef planted(n: int, *, plan: Plan | None = None) -> None:\n    pass\n")
+    assert takers_of_a_plan(house) == {**EDGES, "ghostnet/utility/classifier.py": {"planted"}}

@@ -114,12 +114,6 @@ class Statistic:
         )
 
 
-def warm_start_length(plan: Plan) -> int:
-    """Numbers in a warm-start release: of each class its features, its mean image and its mass."""
-    warm = plan.warm_start
-    return len(plan.image.labels) * (warm.features + plan.planes * warm.feature_size**2 + 1)
-
-
 def _task_counts(name: str, entry: TaskEntry) -> Statistic:
     """The noisy sum of what patients add to the counts of a utility task."""
     return Statistic(
@@ -140,7 +134,7 @@ WARM_START = Statistic(
     noise_key="warm_start.noise_multiplier",
     policy_code="P04",
     array="noised_sum",
-    length=warm_start_length,
+    length=lambda plan: plan.embedding.size,
 )
 UTILITY_COUNTS = {name: _task_counts(name, entry) for name, entry in TASKS.items()}
 """The counts of each utility task, by the task's name."""

@@ -29,7 +29,6 @@ from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import ImageSpec, Plan
 from ghostnet.privacy.noise import Entropy
 from ghostnet.training.cohort import Cohort
-from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility.task import TaskModel, find_task, models_to_arrays, task_spec
 
 LEDGER = "ledger.sqlite"  # in a hospital's folder
@@ -211,7 +210,7 @@ def _answers(hospital: Hospital, run: Run, plan: Plan) -> Iterator[tuple[Arrays,
     """Every answer of a run, and the form of what the plan releases there."""
     network = build_discriminator(plan.networks)
     weights = join_pair(build_generator(plan.networks), network if plan.federation.share == "gan" else None)
-    mean = {protocol.RELEASED_MEAN: np.full(embedding_size(plan), 0.1, np.float32)}
+    mean = {protocol.RELEASED_MEAN: np.full(plan.embedding.size, 0.1, np.float32)}
     if Request.WARM_START.value in catalogue.run_requests(plan):
         yield hospital.warm_start(plan, run.run_id), _released_form(plan, Request.WARM_START, np.float32)
     if plan.federation.is_pooled:

@@ -74,7 +74,7 @@ class Shown:
     """What a transcript shows about a sampler."""
 
     words: str
-    released_mean: torch.Tensor | None  # (embedding_size,) of the warm start; None where the plan has none
+    released_mean: torch.Tensor | None  # (embedding.size,) of the warm start; None where the plan has none
 
 
 def check_weights(folder: Path, plan: Plan, answered: Mapping[str, Mapping[str, str]]) -> Shown:
@@ -168,10 +168,11 @@ def _released_mean(
         raise VerifyError(f"transcript.safetensors holds the warm start's sums of {len(sums)} hospitals: too few")
     for site, arrays in sums.items():
         value = arrays[protocol.NOISED_SUM]
-        fits = value.dtype == np.float32 and value.shape == (warm_start.embedding_size(plan),)
+        fits = value.dtype == np.float32 and value.shape == (plan.embedding.size,)
         if not (fits and set(arrays) == {protocol.NOISED_SUM} and np.isfinite(value).all()):
             raise VerifyError(f"transcript.safetensors: the sum of {site} is not one of the plan's warm start")
-    mean = warm_start.released_mean({site: arrays[protocol.NOISED_SUM] for site, arrays in sums.items()}, plan)
+    values = {site: arrays[protocol.NOISED_SUM] for site, arrays in sums.items()}
+    mean = warm_start.released_mean(values, plan.embedding, plan.warm_start, patients=plan.federation.patients)
     fit = "" if plan.federation.rounds else "; the fit of the weights to it is not replayed"
     return torch.from_numpy(mean), f"the released mean is that of the signed sums of {', '.join(sorted(sums))}{fit}"
 

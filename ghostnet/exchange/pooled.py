@@ -68,7 +68,7 @@ def noised_share(discriminator: nn.Module, cohort: Cohort, plan: Plan, *, entrop
     total = torch.zeros(numbers, dtype=torch.float64)
     for part, part_groups in _parts(index, groups, max(1, plan.training.physical_rows // privacy.views)):
         part, part_groups = (t.repeat_interleave(privacy.views) for t in (part, part_groups))  # (r K,)
-        images = private_views(cohort.images[part], plan, entropy)  # (r K, c, h, w)
+        images = private_views(cohort.images[part], privacy.views, entropy)  # (r K, c, h, w)
         rows = join_rows(
             images=images.to(device),
             labels=cohort.labels[part].to(device),
@@ -108,15 +108,15 @@ def trained_parameters(discriminator: nn.Module) -> dict[str, torch.Size]:
     return {name: p.shape for name, p in discriminator.named_parameters() if p.requires_grad}
 
 
-def total_gradient(total: NDArray[np.int64], discriminator: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
+def total_gradient(total: NDArray[np.int64], discriminator: nn.Module, *, std: float) -> dict[str, torch.Tensor]:
     """The unmasked total as gradients by parameter name, float32; public.
 
     Args:
         total: int64 (d,), the sum of all hospitals' shares.
         discriminator: gives names and shapes.
-        plan: resolved.
+        std: of one hospital's noise (`share_std`), which fixes the grid.
     """
-    values = from_grid(torch.from_numpy(total), std=share_std(plan)).float()
+    values = from_grid(torch.from_numpy(total), std=std).float()
     shapes = trained_parameters(discriminator)
     parts = values.split([shape.numel() for shape in shapes.values()])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,3 +1,4 @@
+from ghostnet.plan.embedding import Embedding
 from ghostnet.plan.load import load_plan, parse_plan, plan_from_dict
 from ghostnet.plan.spec import (
     LEAST_BANDWIDTH,
@@ -16,6 +17,7 @@ from ghostnet.plan.spec import (
 )
 
 __all__ = [
+    "Embedding",
     "FederationSpec",
     "GradientPenalty",
     "ImageSpec",

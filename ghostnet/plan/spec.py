@@ -17,6 +17,7 @@ import rfc8785
 from pydantic import Field
 
 from ghostnet.models import REGISTRY, ArchitectureName, NetworkSizes, Norm, PixelRange, architecture
+from ghostnet.plan.embedding import Embedding
 from ghostnet.plan.federation import FederationSpec
 from ghostnet.plan.keys import Number, key
 from ghostnet.plan.tasks import REGISTRY as TASKS
@@ -271,6 +272,21 @@ class Plan:
     def networks(self) -> NetworkSizes:
         """The numbers that both networks are built from."""
         return network_sizes(self.image, self.model, seed=self.seed)
+
+    @property
+    def embedding(self) -> Embedding:
+        """The numbers that the warm start's embedding is made from."""
+        warm = self.warm_start
+        return Embedding(
+            labels=len(self.image.labels),
+            planes=self.planes,
+            pixel_range=self.image.range,
+            features=warm.features,
+            feature_size=warm.feature_size,
+            bandwidths=(warm.bandwidth, *warm.more_bandwidths),
+            mean_image_weight=warm.mean_image_weight,
+            seed=self.seed,
+        )
 
     @property
     def has_transcript(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.nn.functional import pad
 from ghostnet.accounting.catalogue import DISCRIMINATOR_STEPS
 from ghostnet.errors import PlanError
 from ghostnet.models import architecture
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, TrainingSpec
 from ghostnet.privacy.mechanism import (
     PatientGradients,
     choose_rows,
@@ -91,7 +92,8 @@ def train_round(
         Not covered: a patient seen by two hospitals (see certificate.py), and time or memory that an observer of the
         hospital's machine could measure.
     """
-    privacy, training = plan.privacy, plan.training
+    privacy, training, embedding = plan.privacy, plan.training, plan.embedding
+    draw = partial(_draw, prior=plan.image.label_prior, latent=plan.model.latent)
     device = next(generator.parameters()).device
     gradients = patient_gradients(discriminator, plan)
     row_loss, adversarial_loss = discriminator_loss(training.loss), generator_loss(training.loss)
@@ -104,8 +106,8 @@ def train_round(
     if first_step > 0 and plan.perceptual_releases:  # charged as PERCEPTUAL_FEATURES
         perceptual = release_features(discriminator, cohort, plan, entropy)
     with torch.no_grad():
-        public = _public(plan, public_stream, first_step, "watch")
-        received = _draw(copy.deepcopy(generator), plan, training.generator_batch, public)  # (b, c, h, w), (b,)
+        public = _public(plan.seed, public_stream, first_step, "watch")
+        received = draw(copy.deepcopy(generator), training.generator_batch, public)  # (b, c, h, w), (b,)
     watch = Watch(generator, discriminator, *received, first_step)
     waited = 0  # discriminator steps since the generator's last one
 
@@ -114,14 +116,14 @@ def train_round(
         sampled = sample_patients(cohort.patients, privacy.sampling_rate, entropy)  # (p,)
         index, groups = choose_rows(cohort.owners, sampled, privacy.images_per_patient, entropy)  # (r,), (r,)
         index, groups = (t.repeat_interleave(privacy.views) for t in (index, groups))  # (r K,)
-        reals = _view(cohort.images[index], plan, _private_draw(entropy))  # (r K, c, h, w)
+        reals = _view(cohort.images[index], privacy.views, _private_draw(entropy))  # (r K, c, h, w)
 
         # Fakes: a public number of them, labels from the public prior, the same views.
-        public = _public(plan, public_stream, step, "fakes")
+        public = _public(plan.seed, public_stream, step, "fakes")
         with torch.no_grad():
-            fakes, fake_labels = _draw(generator, plan, privacy.fakes, public)  # (F, c, h, w), (F,)
+            fakes, fake_labels = draw(generator, privacy.fakes, public)  # (F, c, h, w), (F,)
             fakes, fake_labels = (t.repeat_interleave(privacy.views, dim=0) for t in (fakes, fake_labels))
-            fakes = _view(fakes, plan, _public_draw(public))  # (F K, c, h, w)
+            fakes = _view(fakes, privacy.views, _public_draw(public))  # (F K, c, h, w)
 
         # Discriminator: clip each patient and each fake, add noise once.
         #   g = sum_p clip(g_p, C) + sum_f clip(g_f, C) + N(0, (sigma C)^2)
@@ -146,15 +148,18 @@ def train_round(
 
         # Generator, every n_D steps: fool the discriminator, match the releases. Post-processing: no real image.
         waited += 1
-        if not watch.stopped and _generator_is_due(discriminator, fakes, fake_labels, plan, step=step, waited=waited):
+        due = not watch.stopped and _generator_is_due(
+            discriminator, fakes, fake_labels, training, step=step, waited=waited
+        )
+        if due:
             waited = 0
-            public = _public(plan, public_stream, step, "generator")
-            images, labels = _draw(generator, plan, training.generator_batch, public)  # (b, c, h, w), (b,)
-            loss = adversarial_loss(discriminator(_view(images, plan, _public_draw(public)), labels))
+            public = _public(plan.seed, public_stream, step, "generator")
+            images, labels = draw(generator, training.generator_batch, public)  # (b, c, h, w), (b,)
+            loss = adversarial_loss(discriminator(_view(images, privacy.views, _public_draw(public)), labels))
             if released_mean is not None and training.embedding_weight > 0:
-                loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, plan)
+                loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, embedding)
             if training.detail_weight > 0:
-                loss = loss + training.detail_weight * unseen_detail(images, plan.warm_start.feature_size)
+                loss = loss + training.detail_weight * unseen_detail(images, embedding.feature_size)
             if perceptual is not None:
                 loss = loss + training.perceptual_weight * perceptual_loss(images, labels, perceptual)
             if reason := watch.diverged(images, labels, loss):
@@ -170,9 +175,9 @@ def train_round(
     generator.load_state_dict(watch.sound(average, step=first_step + steps).state_dict())
 
 
-def private_views(images: torch.Tensor, plan: Plan, entropy: Entropy) -> torch.Tensor:
+def private_views(images: torch.Tensor, views: int, entropy: Entropy) -> torch.Tensor:
     """One random view of each real row, drawn from `entropy`."""
-    return _view(images, plan, _private_draw(entropy))
+    return _view(images, views, _private_draw(entropy))
 
 
 def patient_gradients(discriminator: nn.Module, plan: Plan) -> PatientGradients | PenalisedGradients:
@@ -248,29 +253,36 @@ Draw = Callable[[int, int], torch.Tensor]  # (high, n) -> int64 (n,) in 0..high-
 _PURPOSES = ("fakes", "generator", "watch")
 
 
-def _public(plan: Plan, stream: int, step: int, purpose: str) -> torch.Generator:
+def _public(seed: int, stream: int, step: int, purpose: str) -> torch.Generator:
     """A generator of its own for each purpose of a step: how many reals drew views cannot shift what fakes draw."""
-    words = np.random.SeedSequence([plan.seed, stream, step, _PURPOSES.index(purpose)]).generate_state(1)
+    words = np.random.SeedSequence([seed, stream, step, _PURPOSES.index(purpose)]).generate_state(1)
     return torch.Generator().manual_seed(int(words[0]))
 
 
-def _draw(generator: nn.Module, plan: Plan, count: int, public: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    generator: nn.Module, count: int, public: torch.Generator, *, prior: tuple[float, ...], latent: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fakes (count, c, h, w) and their labels (count,)."""
     device = next(generator.parameters()).device
-    labels = public_labels(plan.image.label_prior, count, public).to(device)
-    z = torch.randn(count, plan.model.latent, generator=public).to(device)
+    labels = public_labels(prior, count, public).to(device)
+    z = torch.randn(count, latent, generator=public).to(device)
     return generator(z, labels), labels
 
 
 def _generator_is_due(
-    discriminator: nn.Module, fakes: torch.Tensor, labels: torch.Tensor, plan: Plan, *, step: int, waited: int
+    discriminator: nn.Module,
+    fakes: torch.Tensor,
+    labels: torch.Tensor,
+    training: TrainingSpec,
+    *,
+    step: int,
+    waited: int,
 ) -> bool:
     """Whether the generator steps now.
 
     A fixed n_D counts steps. An adaptive one waits, between its least and its most, until the discriminator tells this
     step's fakes apart well enough (Bie et al. 2023). It never asks about reals: their accuracy is private.
     """
-    training = plan.training
     if step < training.generator_delay:
         return False
     if training.discriminator_steps_most == 0:
@@ -291,12 +303,12 @@ def _private_draw(entropy: Entropy) -> Draw:
     return lambda high, n: torch.from_numpy(entropy.integers(high, n))
 
 
-def _view(images: torch.Tensor, plan: Plan, draw: Draw) -> torch.Tensor:
+def _view(images: torch.Tensor, views: int, draw: Draw) -> torch.Tensor:
     """One random view of each row: a shift, edges repeated; differentiable. With views = 1 the rows stay as they are.
 
     No flips: a mirrored chest is another anatomy.
     """
-    if plan.privacy.views == 1 or len(images) == 0:
+    if views == 1 or len(images) == 0:
         return images
     n, _, h, w = images.shape
     most = h // SHIFT_SHARE

@@ -98,7 +98,7 @@ def noised_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: En
         charged as `catalogue.PERCEPTUAL_FEATURES`.
         Assumes: the discriminator was released, or comes from releases, before.
     """
-    vectors = _patient_features(snapshot, cohort, plan, entropy)
+    vectors = _patient_features(snapshot, cohort, len(plan.image.labels), plan.privacy.images_per_patient, entropy)
     return release_vectors(PERCEPTUAL_FEATURES, vectors, plan, entropy=entropy)
 
 
@@ -115,14 +115,16 @@ def embed(snapshot: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: Entropy) -> Iterator[torch.Tensor]:
+def _patient_features(
+    snapshot: nn.Module, cohort: Cohort, labels: int, images_per_patient: int, entropy: Entropy
+) -> Iterator[torch.Tensor]:
     """One vector a patient, each the mean over at most m images; (some patients, labels (d + 1)) at a time. SENSITIVE.
 
     The memory that it takes does not grow with the patients.
     """
     device, probe = next(snapshot.parameters()).device, partial(embed, with_random_weights(snapshot))
     everyone = torch.arange(cohort.patients)
-    index, groups = choose_rows(cohort.owners, everyone, plan.privacy.images_per_patient, entropy)  # (r,), (r,)
+    index, groups = choose_rows(cohort.owners, everyone, images_per_patient, entropy)  # (r,), (r,)
     kind = ("features", shapes_of(snapshot))
     yield from iter_patient_blocks(
         lambda rows: row_by_row(
@@ -131,7 +133,7 @@ def _patient_features(snapshot: nn.Module, cohort: Cohort, plan: Plan, entropy: 
         groups,
         cohort.labels[index],
         patients=cohort.patients,
-        labels=len(plan.image.labels),
+        labels=labels,
         width=embed(snapshot, torch.zeros(1, *cohort.images.shape[1:], device=device)).shape[1],
         most_numbers=BLOCK_NUMBERS,
         dtype=torch.float32,

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ghostnet.errors import DataError
 from ghostnet.models import PixelRange
-from ghostnet.plan import Plan
+from ghostnet.plan import Embedding, ImageSpec, WarmStartSpec
 from ghostnet.progress import Progress, silent
 from ghostnet.training import phantom, warm_start
 from ghostnet.training.cohort import Cohort
@@ -46,48 +46,57 @@ class PublicImages:
     sha256: str
 
 
-def load_public(plan: Plan, beside: Path) -> PublicImages:
+def load_public(source: str, image: ImageSpec, beside: Path, *, seed: int) -> PublicImages:
     """The images that `[warm_start].public` names.
 
     Args:
-        plan: with `warm_start.public` set: "procedural", or the path of an NPZ file with `images` uint8 (n,h,w) or
-            (n,h,w,3), `labels` int (n,) and, where the plan draws masks, `masks` uint8 (n,h,w).
+        source: "procedural", or the path of an NPZ file with `images` uint8 (n,h,w) or (n,h,w,3), `labels` int (n,)
+            and, where masks are drawn, `masks` uint8 (n,h,w).
+        image: what they are made into.
         beside: folder that a relative path starts from: the plan file's.
+        seed: PUBLIC, of procedural images.
 
     Raises:
         DataError: the file cannot be read, or does not fit the plan.
     """
-    if plan.warm_start.public == PROCEDURAL:
-        images, labels = _phantoms(plan)
+    if source == PROCEDURAL:
+        images, labels = _phantoms(image, seed)
         return PublicImages(
             images=images, labels=labels, source=PROCEDURAL, sha256=hashlib.sha256(images.numpy().tobytes()).hexdigest()
         )
-    path = beside / plan.warm_start.public
+    path = beside / source
     try:
         content = path.read_bytes()
         with np.load(path, allow_pickle=False) as file:
             columns = {name: file[name] for name in ("images", "labels", "masks") if name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"[warm_start].public = {plan.warm_start.public!r} cannot be read ({type(error).__name__}); give an NPZ "
+            f"[warm_start].public = {source!r} cannot be read ({type(error).__name__}); give an NPZ "
             f'file with images and labels, or "{PROCEDURAL}"'
         ) from None
-    images, labels = _fitted(columns, plan, path.name)
+    images, labels = _fitted(columns, image, path.name)
     return PublicImages(images=images, labels=labels, source=path.name, sha256=hashlib.sha256(content).hexdigest())
 
 
-def fit_public(generator: nn.Module, public: PublicImages, plan: Plan, progress: Progress = silent) -> None:
+def fit_public(
+    generator: nn.Module,
+    public: PublicImages,
+    embedding: Embedding,
+    warm: WarmStartSpec,
+    *,
+    latent: int,
+    progress: Progress = silent,
+) -> None:
     """Fits the generator, in place, to the public images' embedding, as to a release without noise."""
     n = len(public.labels)
     cohort = Cohort(images=public.images, labels=public.labels, owners=torch.arange(n), patients=n)
-    total = torch.zeros(warm_start.embedding_size(plan))
-    for block in warm_start.iter_patient_embeddings(cohort, plan, next(generator.parameters()).device):
+    total = torch.zeros(embedding.size)
+    for block in warm_start.iter_patient_embeddings(cohort, embedding, 1, next(generator.parameters()).device):
         total += block.sum(0)
-    warm_start.fit_generator(generator, total / n, plan, progress)
+    warm_start.fit_generator(generator, total / n, embedding, warm, latent=latent, progress=progress)
 
 
-def _fitted(columns: dict[str, np.ndarray], plan: Plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    image = plan.image
+def _fitted(columns: dict[str, np.ndarray], image: ImageSpec, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels, masks = (columns.get(key) for key in ("images", "labels", "masks"))
     colours = (3,) if image.channels == 3 else ()
     if images is None or images.dtype != np.uint8 or images.shape[3:] != colours or images.ndim != 3 + len(colours):
@@ -110,15 +119,15 @@ def _fitted(columns: dict[str, np.ndarray], plan: Plan, name: str) -> tuple[torc
     return _fitted_pixels(unit, image.size, image.range), torch.from_numpy(labels.astype(np.int64))
 
 
-def _phantoms(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chest phantoms from the plan's public seed."""
-    rng = np.random.default_rng(plan.seed)
-    labels = torch.arange(len(plan.image.labels)).repeat_interleave(PHANTOMS_A_LABEL)
-    drawn = [phantom.chest(rng, plan.image.size, phantom.LABELS[int(label > 0)]) for label in labels]
-    images = torch.from_numpy(np.stack([image for image, _ in drawn]).astype(np.float32))
+def _phantoms(image: ImageSpec, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chest phantoms from a public seed."""
+    rng = np.random.default_rng(seed)
+    labels = torch.arange(len(image.labels)).repeat_interleave(PHANTOMS_A_LABEL)
+    drawn = [phantom.chest(rng, image.size, phantom.LABELS[int(label > 0)]) for label in labels]
+    images = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]).astype(np.float32))
     masks = torch.from_numpy(np.stack([mask for _, mask in drawn]).astype(np.float32) / 255)
-    planes = [images] * plan.image.channels + [masks] * plan.image.mask_channels
-    return _fitted_pixels(torch.stack(planes, dim=1), plan.image.size, plan.image.range), labels
+    planes = [images] * image.channels + [masks] * image.mask_channels
+    return _fitted_pixels(torch.stack(planes, dim=1), image.size, image.range), labels
 
 
 def _fitted_pixels(unit: torch.Tensor, size: int, pixel_range: PixelRange) -> torch.Tensor:

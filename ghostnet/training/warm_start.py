@@ -27,9 +27,8 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from ghostnet.accounting.catalogue import warm_start_length
 from ghostnet.errors import FederationError
-from ghostnet.plan import Plan
+from ghostnet.plan import Embedding, Plan, WarmStartSpec
 from ghostnet.privacy.blocks import row_by_row
 from ghostnet.progress import Progress, silent
 from ghostnet.training.class_release import (
@@ -47,90 +46,90 @@ from ghostnet.training.losses import class_distance
 BLOCK_NUMBERS = 1 << 23  # of vectors in memory at once, at least one patient's: 64 MiB in float64
 
 
-def embedding_size(plan: Plan) -> int:
-    """Length of a patient's vector, and of a release."""
-    return warm_start_length(plan)
-
-
-def embed_images(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+def embed_images(images: torch.Tensor, embedding: Embedding) -> torch.Tensor:
     """The label-free part of the embedding, [a phi(x), b x / sqrt(pixels), c]; differentiable.
 
     Args:
-        images: float (n, planes, h, w), in the plan's range.
-        plan: [warm_start] and the seed decide the features.
+        images: float (n, planes, h, w), in the embedding's range.
+        embedding: decides the features.
 
     Returns:
-        (n, block), every row of norm at most 1, in the images' type.
+        (n, width), every row of norm at most 1, in the images' type.
     """
-    small = adaptive_avg_pool2d(images, plan.warm_start.feature_size).flatten(1)  # (n, pixels)
-    unit = (small + 1) / 2 if plan.image.range == "[-1,1]" else small  # pixels in [0,1]
-    angles = unit @ _frequencies(plan).to(unit)  # (n, features / 2)
+    small = adaptive_avg_pool2d(images, embedding.feature_size).flatten(1)  # (n, pixels)
+    unit = (small + 1) / 2 if embedding.pixel_range == "[-1,1]" else small  # pixels in [0,1]
+    angles = unit @ _frequencies(embedding).to(unit)  # (n, features / 2)
     features = torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(angles.shape[1])  # norm 1
     pixels = (2 * unit - 1) / math.sqrt(unit.shape[1])  # norm at most 1
-    mean_weight = plan.warm_start.mean_image_weight
+    mean_weight = embedding.mean_image_weight
     a, b = FEATURE_WEIGHT * math.sqrt(1 - mean_weight**2), FEATURE_WEIGHT * mean_weight
     return with_mass(torch.cat([a * features, b * pixels], dim=1))
 
 
-def patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | str = "cpu") -> torch.Tensor:
+def patient_embeddings(
+    cohort: Cohort, embedding: Embedding, images_per_patient: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """One vector a patient: the mean over their first images of one_hot(label) (x) embedding.
 
     Args:
         cohort: SENSITIVE.
-        plan: `privacy.images_per_patient` bounds the images that count, in the cohort's order.
+        embedding: of each image.
+        images_per_patient: most of a patient's images that count, in the cohort's order.
         device: where images are embedded.
 
     Returns:
-        float64 (patients, embedding_size), SENSITIVE. A patient without images is a zero row.
+        float64 (patients, embedding.size), SENSITIVE. A patient without images is a zero row.
 
     Guarantee:
         Unit: patient. Every row has norm at most 1 (up to rounding; `noisy_sum` clips to exactly 1), and is a function
-        of that patient's images and of the plan alone, to the bit (privacy/blocks.py), whatever scales the plan names.
+        of that patient's images and of the embedding alone, to the bit (privacy/blocks.py), whatever its scales.
         Not covered: any release; this function adds no noise.
     """
-    return torch.cat([*iter_patient_embeddings(cohort, plan, device)])
+    return torch.cat([*iter_patient_embeddings(cohort, embedding, images_per_patient, device)])
 
 
 @torch.no_grad()
-def iter_patient_embeddings(cohort: Cohort, plan: Plan, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
+def iter_patient_embeddings(
+    cohort: Cohort, embedding: Embedding, images_per_patient: int, device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
     """`patient_embeddings` in blocks of at most BLOCK_NUMBERS, at least a patient, at least one block.
 
     For vectors that do not fit in memory: what it takes does not grow with the patients.
     """
-    kept = _first_images(cohort.owners, cohort.patients, plan.privacy.images_per_patient)  # (k,) sorted by owner
-    embed = partial(_embed_in_float64, plan=plan, device=torch.device(device))
+    kept = _first_images(cohort.owners, cohort.patients, images_per_patient)  # (k,) sorted by owner
+    embed = partial(_embed_in_float64, embedding=embedding, device=torch.device(device))
     yield from iter_patient_blocks(
-        lambda rows: row_by_row(embed, cohort.images[kept[rows]], kind=(plan, torch.device(device))),
+        lambda rows: row_by_row(embed, cohort.images[kept[rows]], kind=(embedding, torch.device(device))),
         cohort.owners[kept],
         cohort.labels[kept],
         patients=cohort.patients,
-        labels=len(plan.image.labels),
-        width=_block_size(plan),
+        labels=embedding.labels,
+        width=embedding.width,
         most_numbers=BLOCK_NUMBERS,
         dtype=torch.float64,
     )
 
 
-def _embed_in_float64(images: torch.Tensor, plan: Plan, device: torch.device) -> torch.Tensor:
-    return embed_images(images.double().to(device), plan).to(images.device)
+def _embed_in_float64(images: torch.Tensor, embedding: Embedding, device: torch.device) -> torch.Tensor:
+    return embed_images(images.double().to(device), embedding).to(images.device)
 
 
-def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
+def class_means(released_mean: torch.Tensor, embedding: Embedding) -> ClassMeans:
     """Splits a release into per-class means and class shares (post-processing).
 
     Args:
-        released_mean: (embedding_size,) the sum of the hospitals' noisy sums, times any positive constant.
-        plan: of the release.
+        released_mean: (embedding.size,) the sum of the hospitals' noisy sums, times any positive constant.
+        embedding: of the release.
 
     Raises:
         FederationError: wrong length, not finite, or without any mass.
     """
-    if released_mean.shape != (embedding_size(plan),) or not bool(torch.isfinite(released_mean).all()):
+    if released_mean.shape != (embedding.size,) or not bool(torch.isfinite(released_mean).all()):
         raise FederationError(
-            f"a warm-start release of shape {tuple(released_mean.shape)} is not {embedding_size(plan)} finite numbers; "
+            f"a warm-start release of shape {tuple(released_mean.shape)} is not {embedding.size} finite numbers; "
             "was it made from the same plan?"
         )
-    found = means_of(released_mean.reshape(len(plan.image.labels), -1))
+    found = means_of(released_mean.reshape(embedding.labels, -1))
     if found is None:
         raise FederationError(
             "the warm-start release holds no class mass above its noise; lower warm_start.noise_multiplier"
@@ -138,52 +137,56 @@ def class_means(released_mean: torch.Tensor, plan: Plan) -> ClassMeans:
     return found
 
 
-def released_mean(sums: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
+def released_mean(
+    sums: Mapping[str, np.ndarray], embedding: Embedding, warm: WarmStartSpec, *, patients: int
+) -> np.ndarray:
     """The release: the hospitals' noisy sums together, over the nominal number of patients; classes shrunk if asked.
 
     Args:
-        sums: (embedding_size,) float32, by hospital; added in the order of their names, so that every party that has
+        sums: (embedding.size,) float32, by hospital; added in the order of their names, so that every party that has
             the same sums gets the same bits.
-        plan: of the release.
+        embedding: of the release.
+        warm: its noise multiplier, and whether classes are shrunk.
+        patients: PUBLIC nominal number of a hospital's patients.
 
     Raises:
         FederationError: as `class_means`, where classes are shrunk.
     """
-    total = np.zeros(embedding_size(plan), dtype=np.float64)
+    total = np.zeros(embedding.size, dtype=np.float64)
     for _, value in sorted(sums.items()):
         total += value
-    mean = (total / (plan.federation.patients * len(sums))).astype(np.float32)
-    if plan.warm_start.shrink_classes:
-        return shrink_classes(torch.from_numpy(mean), plan, hospitals=len(sums)).numpy()
+    mean = (total / (patients * len(sums))).astype(np.float32)
+    if warm.shrink_classes:
+        noise_std = warm.noise_multiplier / (math.sqrt(len(sums)) * patients)
+        return shrink_classes(torch.from_numpy(mean), embedding, noise_std=noise_std).numpy()
     return mean
 
 
-def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -> torch.Tensor:
+def shrink_classes(released_mean: torch.Tensor, embedding: Embedding, *, noise_std: float) -> torch.Tensor:
     """Draws each class's mean to the mean of all, as far as noise explains how far apart they are (post-processing).
 
     Positive-part James-Stein; features and mean image are shrunk each by its own. Masses stay as they are.
 
     Args:
-        released_mean: (embedding_size,) the hospitals' noisy sums over hospitals times `federation.patients`.
-        plan: of the release.
-        hospitals: how many noisy sums it holds.
+        released_mean: (embedding.size,) the hospitals' noisy sums over hospitals times patients.
+        embedding: of the release.
+        noise_std: standard deviation of the noise of one of its numbers.
 
     Returns:
-        (embedding_size,) a release as `class_means` takes it.
+        (embedding.size,) a release as `class_means` takes it.
 
     Raises:
         FederationError: as `class_means`.
     """
-    means = class_means(released_mean, plan).means  # (labels, block - 1)
+    means = class_means(released_mean, embedding).means  # (labels, width - 1)
     blocks = released_mean.reshape(len(means), -1)
     mass, total = class_masses(blocks), blocks[:, -1].sum() / MASS_WEIGHT  # (labels,), scalar
     together = blocks[:, :-1].sum(0) / total
     apart = means - together
     # Noise of one number of b_c / m_c - sum(b) / M, where each b holds noise of its own.
-    noise = plan.warm_start.noise_multiplier / (math.sqrt(hospitals) * plan.federation.patients)
-    variance = noise**2 * ((1 / mass - 1 / total).square() + (len(mass) - 1) / total**2)  # (labels,)
+    variance = noise_std**2 * ((1 / mass - 1 / total).square() + (len(mass) - 1) / total**2)  # (labels,)
     parts = []
-    for part in apart.split((plan.warm_start.features, apart.shape[1] - plan.warm_start.features), dim=1):
+    for part in apart.split((embedding.features, embedding.pixels), dim=1):
         explained = max(0, part.shape[1] - 2) * variance / part.square().sum(1)  # (labels,) share of the distance
         parts.append(part * (1 - explained).clamp(min=0)[:, None])
     shrunk = (together + torch.cat(parts, dim=1)) * mass[:, None]
@@ -191,34 +194,41 @@ def shrink_classes(released_mean: torch.Tensor, plan: Plan, *, hospitals: int) -
 
 
 def with_released_prior(plan: Plan, released_mean: torch.Tensor | None) -> Plan:
-    """The plan whose label prior is the class shares of the release, where `image.released_prior` asks for it.
+    """The plan whose label prior is the class shares of the release, where `image.released_prior` asks for it."""
+    if released_mean is None or not plan.image.released_prior:
+        return plan
+    prior = released_prior(released_mean, plan.embedding)
+    return dataclasses.replace(plan, image=dataclasses.replace(plan.image, label_prior=prior))
+
+
+def released_prior(released_mean: torch.Tensor, embedding: Embedding) -> tuple[float, ...]:
+    """Class shares of a release, which sum to 1.
 
     A noisy histogram of the classes that costs nothing more: its masses are part of the charged release. Shares are
     rounded to a thousandth and none is below SMALLEST_SHARE, so that every party derives the same ones.
     """
-    if released_mean is None or not plan.image.released_prior:
-        return plan
-    shares = class_means(released_mean, plan).shares.double()
+    shares = class_means(released_mean, embedding).shares.double()
     thousandths = (1000 * shares).round().clamp(min=1)
     thousandths[thousandths.argmax()] += 1000 - thousandths.sum()
-    prior = tuple(float(share) / 1000 for share in thousandths)
-    return dataclasses.replace(plan, image=dataclasses.replace(plan.image, label_prior=prior))
+    return tuple(float(share) / 1000 for share in thousandths)
 
 
-def embedding_loss(images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, plan: Plan) -> torch.Tensor:
+def embedding_loss(
+    images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, embedding: Embedding
+) -> torch.Tensor:
     """Feature matching to the release: squared distance of class means, unbiased (`losses.class_distance`).
 
     Args:
-        images: float (b, planes, h, w) fakes, in the plan's range.
+        images: float (b, planes, h, w) fakes, in the embedding's range.
         labels: int64 (b,).
         released_mean: see `class_means`.
-        plan: of the release.
+        embedding: of the release.
 
     Returns:
         Scalar. Reads only public and released values.
     """
-    vectors = embed_images(images, plan)[:, :-1]  # (b, block - 1)
-    return class_distance(vectors, labels, class_means(released_mean, plan).means.to(vectors))
+    vectors = embed_images(images, embedding)[:, :-1]  # (b, width - 1)
+    return class_distance(vectors, labels, class_means(released_mean, embedding).means.to(vectors))
 
 
 def unseen_detail(images: torch.Tensor, feature_size: int) -> torch.Tensor:
@@ -234,7 +244,15 @@ def unseen_detail(images: torch.Tensor, feature_size: int) -> torch.Tensor:
     return (images - smooth).square().mean()
 
 
-def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan, progress: Progress = silent) -> None:
+def fit_generator(
+    generator: nn.Module,
+    released_mean: torch.Tensor,
+    embedding: Embedding,
+    warm: WarmStartSpec,
+    *,
+    latent: int,
+    progress: Progress = silent,
+) -> None:
     """Fits the generator, in place, to the release: Adam, learning rate falling to 0 along a cosine.
 
     Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
@@ -242,21 +260,22 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
     Args:
         generator: changed in place, left in training mode; its device is the one that is computed on.
         released_mean: see `class_means`.
-        plan: [warm_start] gives steps, batch and learning rate.
+        embedding: of the release; its seed is that of the noise too.
+        warm: steps, batch, learning rate and the weight of detail.
+        latent: length of the generator's noise vector.
         progress: told ("warm start", steps done, steps).
     """
-    warm = plan.warm_start
-    public = torch.Generator().manual_seed(plan.seed)
+    public = torch.Generator().manual_seed(embedding.seed)
     device = next(generator.parameters()).device
-    labels = (torch.arange(warm.batch) % len(plan.image.labels)).to(device)
+    labels = (torch.arange(warm.batch) % embedding.labels).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), warm.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, warm.steps)
     generator.train()
     for step in range(warm.steps):
-        z = torch.randn(warm.batch, plan.model.latent, generator=public).to(device)
+        z = torch.randn(warm.batch, latent, generator=public).to(device)
         images = generator(z, labels)  # (b, planes, h, w)
-        loss = embedding_loss(images, labels, released_mean, plan)
-        loss = loss + warm.detail_weight * unseen_detail(images, warm.feature_size)
+        loss = embedding_loss(images, labels, released_mean, embedding)
+        loss = loss + warm.detail_weight * unseen_detail(images, embedding.feature_size)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -264,17 +283,12 @@ def fit_generator(generator: nn.Module, released_mean: torch.Tensor, plan: Plan,
         progress("warm start", step + 1, warm.steps)
 
 
-def _block_size(plan: Plan) -> int:
-    return embedding_size(plan) // len(plan.image.labels)
-
-
 @lru_cache(maxsize=4)
-def _frequencies(plan: Plan) -> torch.Tensor:
+def _frequencies(embedding: Embedding) -> torch.Tensor:
     """Random frequencies (pixels, features / 2), the same at every party: from NumPy's PCG64 and the public seed."""
-    pixels = plan.planes * plan.warm_start.feature_size**2
-    public = np.random.Generator(np.random.PCG64(plan.seed))
-    normal = public.standard_normal((pixels, plan.warm_start.features // 2), dtype=np.float32)
-    scales = np.array([plan.warm_start.bandwidth, *plan.warm_start.more_bandwidths], dtype=np.float32)
+    public = np.random.Generator(np.random.PCG64(embedding.seed))
+    normal = public.standard_normal((embedding.pixels, embedding.features // 2), dtype=np.float32)
+    scales = np.array(embedding.bandwidths, dtype=np.float32)
     return torch.from_numpy(normal / scales[np.arange(normal.shape[1]) % len(scales)])
 
 

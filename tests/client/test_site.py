@@ -32,7 +32,6 @@ from ghostnet.exchange.arrays import arrays_sha256, to_arrays
 from ghostnet.exchange.messages import Body, JoinRequest, RoundRequest
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
-from ghostnet.training.warm_start import embedding_size
 from ghostnet.utility import classification
 from ghostnet.utility.task import find_task, models_to_arrays, task_spec
 from tests.asked import message, node
@@ -80,7 +79,7 @@ def test_the_policy_holds_for_every_request_also_for_one_that_never_joined(site_
     site_file.write_text(SITE.format(epsilon=10.0) + f'approved_plans = ["{"0" * 64}"]\n')
     site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
     generator = to_arrays(build_generator(plan.networks))
-    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    mean = {protocol.RELEASED_MEAN: np.ones(plan.embedding.size, dtype=np.float32)}
     requests = (
         lambda: site.join(plan, run_id),
         lambda: site.warm_start(plan, run_id),
@@ -117,7 +116,7 @@ def test_one_row_that_does_not_fit_never_decides_whether_a_hospital_answers(site
     np.savez(site_file.parent / "data.npz", **columns)
     site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
     site.join(plan, run_id)
-    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (plan.embedding.size,)
     with pytest.raises(DataError):  # for the hospital's own people it is an error
         site.prepare(plan.image)
 
@@ -153,7 +152,7 @@ def test_neither_does_a_line_of_a_table(tmp_path: Path, plan: Plan, line: bytes 
     (tmp_path / "site.toml").write_text(TABLE_SITE)
     site, run_id = Site(load_site(tmp_path / "site.toml")), secrets.token_hex(16)
     site.join(plan, run_id)
-    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (plan.embedding.size,)
 
 
 def test_a_table_without_patients_serves_plans_per_image_only(tmp_path: Path, plan: Plan) -> None:
@@ -167,7 +166,7 @@ def test_a_table_without_patients_serves_plans_per_image_only(tmp_path: Path, pl
         site.join(plan, run_id)
     per_image = resolve(dataclasses.replace(plan, privacy=dataclasses.replace(plan.privacy, unit="image")))
     site.join(per_image, run_id)
-    assert site.warm_start(per_image, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+    assert site.warm_start(per_image, run_id)[protocol.NOISED_SUM].shape == (plan.embedding.size,)
 
 
 def test_nor_does_the_last_row_of_a_file(site_file: Path, plan: Plan) -> None:
@@ -175,13 +174,13 @@ def test_nor_does_the_last_row_of_a_file(site_file: Path, plan: Plan) -> None:
     np.savez(site_file.parent / "data.npz", **{name: column[:0] for name, column in columns.items()})
     site, run_id = Site(load_site(site_file)), secrets.token_hex(16)
     site.join(plan, run_id)
-    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (embedding_size(plan),)
+    assert site.warm_start(plan, run_id)[protocol.NOISED_SUM].shape == (plan.embedding.size,)
 
 
 def test_public_arrays_that_do_not_fit_are_refused_before_they_are_charged(site: Site, plan: Plan) -> None:
     run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(plan, run_id)
-    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    mean = {protocol.RELEASED_MEAN: np.ones(plan.embedding.size, dtype=np.float32)}
     with pytest.raises(FederationError):
         site.train(plan, run_id, 1, {**generator, "more": np.zeros(1, dtype=np.float32)}, mean)
     with pytest.raises(FederationError):
@@ -330,7 +329,7 @@ def test_a_released_prior_is_signed_as_the_released_mean_gives_it(site: Site, pl
     asked = dataclasses.replace(plan, image=dataclasses.replace(plan.image, released_prior=True))
     run_id, generator = secrets.token_hex(16), to_arrays(build_generator(plan.networks))
     site.join(asked, run_id)
-    mean = np.ones(embedding_size(plan), dtype=np.float32)
+    mean = np.ones(plan.embedding.size, dtype=np.float32)
     mean[-1] = 3.0  # mass of the second label, beside 1 of the first
     public = {**_classifier(plan), protocol.RELEASED_MEAN: mean}
     with pytest.raises(DataError, match="prior"):
@@ -344,7 +343,7 @@ def test_a_released_prior_is_signed_as_the_released_mean_gives_it(site: Site, pl
 def test_a_statement_lists_what_was_answered_and_what_all_runs_cost(site_file: Path, plan: Plan) -> None:
     site_file.write_text(SITE.format(epsilon=25.0))
     site, generator = Site(load_site(site_file)), to_arrays(build_generator(plan.networks))
-    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    mean = {protocol.RELEASED_MEAN: np.ones(plan.embedding.size, dtype=np.float32)}
     statements = []
     for asked in (["warm_start", "round-1", "round-2"], ["round-2"]):
         run_id = secrets.token_hex(16)
@@ -457,7 +456,7 @@ def test_a_hospital_killed_between_reading_and_answering_never_answers_that_requ
         site.warm_start(plan, run_id)
     with Ledger.open(site.config.ledger_path) as ledger:
         assert ledger.spent(1e-5).epsilon_pld == before
-    mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+    mean = {protocol.RELEASED_MEAN: np.ones(plan.embedding.size, dtype=np.float32)}
     assert site.train(plan, run_id, 1, to_arrays(build_generator(plan.networks)), mean).keys()
 
 
@@ -470,7 +469,7 @@ def test_the_size_of_an_answer_does_not_tell_the_number_of_patients(tmp_path: Pa
         (folder / "site.toml").write_text(SITE.format(epsilon=10.0))
         site, run_id = Site(load_site(folder / "site.toml")), secrets.token_hex(16)
         site.join(plan, run_id)
-        mean = {protocol.RELEASED_MEAN: np.ones(embedding_size(plan), dtype=np.float32)}
+        mean = {protocol.RELEASED_MEAN: np.ones(plan.embedding.size, dtype=np.float32)}
         generator = to_arrays(build_generator(plan.networks))
         answers = {**site.warm_start(plan, run_id), **site.train(plan, run_id, 1, generator, mean)}
         sizes.add(tuple(sorted((name, array.shape, str(array.dtype)) for name, array in answers.items())))

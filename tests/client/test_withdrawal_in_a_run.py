@@ -16,7 +16,6 @@ from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.exchange.arrays import Arrays, to_arrays
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
-from ghostnet.training import warm_start
 from tests.plans import tiny_plan, write_striped_npz
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +53,7 @@ def process(site_file: Path) -> Site:
 
 
 def round_one(plan: Plan) -> tuple[Arrays, Arrays]:
-    mean = np.ones(warm_start.embedding_size(plan), np.float32)
+    mean = np.ones(plan.embedding.size, np.float32)
     return to_arrays(build_generator(plan.networks)), {"released_mean": mean}
 
 

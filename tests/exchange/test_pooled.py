@@ -96,7 +96,9 @@ def test_pooled_steps_are_the_steps_of_one_pooled_data_set(views: int) -> None:
     one, many = LocalState(central_plan(plan)), LocalState(plan)
 
     def add(step: int, summed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        total = total_gradient(sum_modulo(shares(plan, many.discriminator, cohorts)), many.discriminator, plan)
+        total = total_gradient(
+            sum_modulo(shares(plan, many.discriminator, cohorts)), many.discriminator, std=share_std(plan)
+        )
         return {name: (value + total[name]).float() for name, value in summed.items()}
 
     def run(state: LocalState, data: Cohort, this: Plan, **rest: object) -> None:
@@ -130,7 +132,9 @@ def test_physical_rows_change_no_bit_of_a_share() -> None:
 def total_unit(plan: Plan) -> float:
     """One grid step, in the gradient's unit."""
     network = build_discriminator(plan.networks)
-    one = total_gradient(np.ones(sum(p.numel() for p in network.parameters()), dtype=np.int64), network, plan)
+    one = total_gradient(
+        np.ones(sum(p.numel() for p in network.parameters()), dtype=np.int64), network, std=share_std(plan)
+    )
     return float(next(iter(one.values())).flatten()[0])
 
 

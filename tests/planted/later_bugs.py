@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnet.exchange.secure_sum import Masks
-from ghostnet.plan import Plan
+from ghostnet.plan import TrainingSpec
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.losses import fakes_penalty
 from tests.planted.audit_builds import loop_with
@@ -34,11 +34,13 @@ def asks_about_reals(*arguments: Any, **named: Any) -> None:
     """The generator steps once the discriminator knows the cohort's images for what they are."""
     cohort: Cohort = arguments[3]
 
-    def is_due(network: nn.Module, fakes: Tensor, labels: Tensor, plan: Plan, *, step: int, waited: int) -> bool:
+    def is_due(
+        network: nn.Module, fakes: Tensor, labels: Tensor, training: TrainingSpec, *, step: int, waited: int
+    ) -> bool:
         del fakes, labels, step
         with torch.no_grad():
             accuracy = float((network(cohort.images, cohort.labels) > 0).float().mean())
-        return accuracy >= plan.training.fakes_accuracy or waited >= plan.training.discriminator_steps_most
+        return accuracy >= training.fakes_accuracy or waited >= training.discriminator_steps_most
 
     loop_with(_generator_is_due=is_due)(*arguments, **named)
 

@@ -564,7 +564,9 @@ def rows_in_long_batches() -> Iterator[None]:
         mock.patch.object(classifier, "row_by_row", batches),
         mock.patch.object(perceptual, "row_by_row", batches),
         mock.patch.object(warm_start, "row_by_row", batches),
-        mock.patch.object(warm_start, "_embed_in_float64", lambda images, plan, device: embed(images, plan).double()),
+        mock.patch.object(
+            warm_start, "_embed_in_float64", lambda images, embedding, device: embed(images, embedding).double()
+        ),
     ):
         yield
 

@@ -25,7 +25,6 @@ from ghostnet.exchange.flower import from_record, to_record
 from ghostnet.exchange.messages import MAX_STATEMENT_CHARACTERS, WarmStartAnswer, WarmStartRequest
 from ghostnet.exchange.secure_sum import Member, make_roster, mask_key_document, sign_member
 from ghostnet.progress import silent
-from ghostnet.training.warm_start import embedding_size
 from server.app import coordinate
 from server.checkpoint import Checkpoint
 from server.conversation import Conversation, Known
@@ -208,7 +207,7 @@ def test_an_answer_that_is_not_as_agreed_leaves_its_sender_out_and_says_why(name
     conversation.join(len(sites))
     reasons: list[str] = []
     replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
-    expected = {protocol.NOISED_SUM: np.zeros(embedding_size(plan), dtype=np.float32)}
+    expected = {protocol.NOISED_SUM: np.zeros(plan.embedding.size, dtype=np.float32)}
     assert sorted(conversation.fitting(replies, expected, reasons)) == ["north", "south"]
     assert len(reasons) == 1
     assert reasons[0].startswith("harbour: ")

@@ -65,16 +65,18 @@ def plan_of(name: str = "dcgan", **training: object):
 
 def fitted(device: torch.device) -> Numbers:
     plan = plan_of()
-    vectors = warm_start.patient_embeddings(plan_cohort(plan), plan, device)
+    vectors = warm_start.patient_embeddings(plan_cohort(plan), plan.embedding, plan.privacy.images_per_patient, device)
     generator = build_generator(plan.networks).to(device)
-    warm_start.fit_generator(generator, vectors.mean(0).float(), plan)
+    warm_start.fit_generator(
+        generator, vectors.mean(0).float(), plan.embedding, plan.warm_start, latent=plan.model.latent
+    )
     return to_arrays(generator)
 
 
 def trained(device: torch.device, name: str = "dcgan", **training: object) -> Numbers:
     plan = plan_of(name, **training)
     state, data = LocalState(plan, device), plan_cohort(plan)
-    mean = warm_start.patient_embeddings(data, plan, device).mean(0).float()
+    mean = warm_start.patient_embeddings(data, plan.embedding, plan.privacy.images_per_patient, device).mean(0).float()
     train_round(
         state.generator, state.discriminator, state.optimizers, data, plan,
         first_step=2, steps=2, released_mean=mean, entropy=SeededEntropy(0),

@@ -15,7 +15,7 @@ from ghostnet.training import loop
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import public_labels, train_round
 from ghostnet.training.state import LocalState
-from ghostnet.training.warm_start import embedding_size, patient_embeddings, unseen_detail
+from ghostnet.training.warm_start import patient_embeddings, unseen_detail
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan
 
@@ -178,8 +178,8 @@ def test_embedding_weight_pulls_the_generator_towards_the_release():
     data = Cohort(
         images=torch.full((40, 1, 28, 28), 0.9), labels=torch.arange(40) % 2, owners=torch.arange(40), patients=40
     )
-    release = patient_embeddings(data, plan).sum(0)
-    assert len(release) == embedding_size(plan)
+    release = patient_embeddings(data, plan.embedding, plan.privacy.images_per_patient).sum(0)
+    assert len(release) == plan.embedding.size
 
     def brightness(given):
         state = run(plan, cohort(), steps=16, release=given)
@@ -210,13 +210,12 @@ def test_labels_of_fakes_follow_the_public_prior_to_within_one():
 def test_views_shift_within_a_sixteenth_and_one_view_is_the_image():
     image = torch.zeros(8, 1, 32, 32)
     image[:, :, 16, 16] = 1
-    plan = plan_with(privacy={"views": 2})
-    seen = loop._view(image, plan, loop._public_draw(torch.Generator().manual_seed(0)))
+    seen = loop._view(image, 2, loop._public_draw(torch.Generator().manual_seed(0)))
     places = seen[:, 0].flatten(1).argmax(1)
     offsets = torch.stack([places // 32 - 16, places % 32 - 16])
     assert offsets.abs().max() <= 2
     assert len(places.unique()) > 2
-    assert loop._view(image, plan_with(), loop._public_draw(torch.Generator())) is image
+    assert loop._view(image, 1, loop._public_draw(torch.Generator())) is image
 
 
 def test_saved_state_continues_exactly_where_it_stopped(tmp_path):

@@ -68,10 +68,11 @@ def test_vectors_come_in_blocks_whose_size_does_not_grow_with_the_patients(monke
     discriminator, some = build_discriminator(PLAN.networks).eval(), cohort(7)
     data = Cohort(images=some.images[:0], labels=some.labels[:0], owners=some.owners[:0], patients=0)
     data = some if patients else data
-    (whole,) = perceptual._patient_features(discriminator, data, PLAN, SeededEntropy(0))
+    asked = (discriminator, data, len(PLAN.image.labels), PLAN.privacy.images_per_patient)
+    (whole,) = perceptual._patient_features(*asked, SeededEntropy(0))
     for most, sizes in ((3, [3, 3, 1]), (1, [1] * 7)):
         monkeypatch.setattr(perceptual, "BLOCK_NUMBERS", max(1, most * whole.shape[1]))
-        blocks = list(perceptual._patient_features(discriminator, data, PLAN, SeededEntropy(0)))
+        blocks = list(perceptual._patient_features(*asked, SeededEntropy(0)))
         assert [len(block) for block in blocks] == (sizes if patients else [0])
         assert torch.allclose(torch.cat(blocks), whole, atol=1e-6)
 
@@ -129,7 +130,7 @@ def test_the_distance_is_the_warm_starts_and_falls_as_fakes_near_the_target():
     swapped = perceptual_loss(data.images, 1 - data.labels, target)
     assert real < 0.2 * other
     assert real < swapped
-    vectors = embed_images(data.images, plan)[:, :-1]
+    vectors = embed_images(data.images, plan.embedding)[:, :-1]
     means = torch.stack([vectors[data.labels == i].mean(0) for i in (0, 1)])
     assert abs(float(class_distance(vectors, data.labels, means))) < 0.05
 
