@@ -34,7 +34,7 @@ from ghostnet.plan import ImageSpec
 
 SLOW_S = 10.0
 POLL_S = 0.2
-LARGEST_SEED_FILE = 600_000  # bytes; what is broken about a file does not need a large one
+MAX_SEED_FILE = 600_000  # bytes; what is broken about a file does not need a large one
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -211,7 +211,7 @@ def mutated(files: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """Yields (kind, bytes of a mutated file)."""
     rng = random.Random(seed)
     folder = Path(str(get_testdata_file("CT_small.dcm"))).parent
-    sources = sorted(p for p in folder.rglob("*") if p.is_file() and 400 < p.stat().st_size < LARGEST_SEED_FILE)
+    sources = sorted(p for p in folder.rglob("*") if p.is_file() and 400 < p.stat().st_size < MAX_SEED_FILE)
     originals = [data for path in sources if (data := path.read_bytes())[128:132] == b"DICM" and _is_image(path)]
     names, weights = list(KINDS), [weight for _, weight in KINDS.values()]
     for kind in rng.choices(names, weights, k=files):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.deidentify.survivors import MOST_IDENTIFIERS, survivors
+from client.deidentify.survivors import MAX_IDENTIFIERS, survivors
 from ghostnet.accounting import epsilon
 from ghostnet.accounting.epsilon import GaussianRelease, calibrate_noise_multiplier
 from ghostnet.evidence.chain import Chain
@@ -70,7 +70,7 @@ def scan(folder: Path) -> Callable[[], object]:
     del folder
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, 250_000).astype(np.float32).tobytes()
-    numbers = [str(number) for number in rng.integers(10**7, 10**8, MOST_IDENTIFIERS)]
+    numbers = [str(number) for number in rng.integers(10**7, 10**8, MAX_IDENTIFIERS)]
     return lambda: survivors(pixels, numbers)
 
 
@@ -120,7 +120,7 @@ def long_ledger(path: Path, requests: int) -> Path:
 
 FIGURES: dict[str, Prepare] = {
     "noise on 1,000,000 values": noise,
-    f"1 MB of pixels searched for {MOST_IDENTIFIERS:,} identifiers": scan,
+    f"1 MB of pixels searched for {MAX_IDENTIFIERS:,} identifiers": scan,
     "a ledger of 20,002 entries verified": verification,
     "noise multiplier of 300 steps found (epsilon 4, delta 1e-5, q 0.1)": calibration,
 }

@@ -129,7 +129,7 @@ def _take_in(
     workers: int | None,
     strict: bool = True,
 ) -> tuple[Rows, list[Row]]:
-    """What the reader took, and of it the images that stay: no pixels twice for the same patient."""
+    """The images that the reader took, without those whose pixels the same patient has twice."""
     try:
         config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_withdrawal(config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from client.deidentify.pseudonyms import patient_key
 from ghostnet.errors import SiteError
 
-_MOST_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26
 
 
 def read_exclusions(path: Path, secret: bytes) -> frozenset[str]:
@@ -45,7 +45,7 @@ def read_exclusions(path: Path, secret: bytes) -> frozenset[str]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise SiteError(
             f"[cohort].exclude = {path} cannot be read ({error.__class__.__name__}); give a text file with one patient "
@@ -53,8 +53,8 @@ def read_exclusions(path: Path, secret: bytes) -> frozenset[str]:
         ) from None
     if mode & stat.S_IWOTH:
         raise SiteError(f"[cohort].exclude = {path} can be changed by everyone on this machine; chmod 600 it")
-    if len(data) > _MOST_BYTES:
-        raise SiteError(f"[cohort].exclude = {path} is larger than {_MOST_BYTES >> 20} MiB; give one identifier a line")
+    if len(data) > _MAX_BYTES:
+        raise SiteError(f"[cohort].exclude = {path} is larger than {_MAX_BYTES >> 20} MiB; give one identifier a line")
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What a hospital keeps of a pooled run to mask its sums: its mask key, and the roster that it saw first.
+"""The masking state of a hospital in a pooled run: its mask key, and the roster that it saw first.
 
 Both are written once. The roster never changes within a run, whatever the coordinator sends later; peers whose keys the
 hospital's own people have put into site.toml must be in it with those keys.
@@ -100,12 +100,13 @@ class RunMasks:
             hospitals=self._plan.federation.hospitals,
         )
 
-    def words(self) -> dict[str, str]:
+    def statement_fields(self) -> dict[str, str]:
         """For the hospital's statement: who masked with it, and how their keys were known."""
         pinned = self.pinned()
         if pinned is None:
             return {}
-        known = bool(self._peers) and not any(self._strangers(pinned))  # site.toml may have changed since the last step
+        # site.toml may have changed since the last step
+        known = bool(self._peers) and not any(self._unknown_peers(pinned))
         return {"hospitals_sha256": pinned.hospitals_sha256(), "keys": "pinned" if known else "first use"}
 
     def forget_key(self) -> None:
@@ -113,13 +114,13 @@ class RunMasks:
         self._key_path.unlink(missing_ok=True)
 
     def _check_peers(self, roster: Roster) -> None:
-        for member in self._strangers(roster) if self._peers else ():
+        for member in self._unknown_peers(roster) if self._peers else ():
             raise PolicyError(
                 f"P18: {member.site[:32]} with key {member.public_key[:16]}... is not among [policy].peers of "
                 "site.toml; add it once you have its key from the hospital itself"
             )
 
-    def _strangers(self, roster: Roster) -> list[Member]:
+    def _unknown_peers(self, roster: Roster) -> list[Member]:
         """Other hospitals of the roster that [policy].peers does not hold with their keys."""
         return [m for m in roster.members if m.site != self._site and self._peers.get(m.site) != m.public_key]
 

@@ -1,4 +1,4 @@
-"""What kinds of images may be taken in, and what is done about text in their pixels: closed lists of words."""
+"""The modalities that may be taken in, and the treatment of text in their pixels: closed lists of words."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ from ghostnet.plan.keys import Number, key, keys_of
 _AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")  # PS3.5 section 6.2, VR AE: no backslash
 _DATES = re.compile(r"\d{8}|\d{8}-(?:\d{8})?|-\d{8}")  # PS3.4 section C.2.2.2.5: range matching
 _MODALITY = re.compile(r"[A-Z0-9_ ]{2,16}")
-_MOST_CREDENTIALS = 1 << 14  # bytes; signed tokens run to a few thousand
+_MAX_CREDENTIALS = 1 << 14  # bytes; signed tokens run to a few thousand
 
 
 @dataclass(frozen=True, kw_only=True)
 class PacsSpec:
-    """How the images are fetched. Keys of the other protocol are errors."""
+    """The settings of fetching images. Keys of the other protocol are errors."""
 
     protocol: Annotated[
         Literal["dicomweb", "dimse"],
@@ -202,7 +202,7 @@ def _read(path: Path, key: str, *, secret: bool = False) -> bytes:
                 raise SiteError(f"[pacs].{key} = {path} is not a file")
             if secret and status.st_mode & 0o077:
                 raise SiteError(f"[pacs].{key} = {path} may be read by others; run: chmod 600 {path}")
-            return file.read(_MOST_CREDENTIALS if secret else 1 << 24)
+            return file.read(_MAX_CREDENTIALS if secret else 1 << 24)
     except OSError as error:
         kind = error.__class__.__name__
         raise SiteError(f"[pacs].{key} = {path} cannot be read ({kind}); create it for the site's user alone") from None

@@ -1,4 +1,4 @@
-"""What the hospital allows: its own limits, held against a plan before anything private is read.
+"""The hospital's policy: its own limits, held against a plan before anything private is read.
 
 The coordinator can only ask. A limit of `site.toml` can refuse a plan and can never widen one, and a plan that passes
 runs exactly as it is written. Each refusal has a number (P01 to P20; P15 is no longer in use) that may leave the
@@ -21,16 +21,16 @@ from ghostnet.accounting.plan_cost import claim, plan_events
 from ghostnet.errors import GhostNetError, PolicyError
 from ghostnet.evidence.keys import DIGEST
 from ghostnet.models import REGISTRY, architecture
-from ghostnet.plan import LEAST_BANDWIDTH, MOST_BANDWIDTH, Plan, Unit
-from ghostnet.plan.federation import MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
+from ghostnet.plan import MAX_BANDWIDTH, MIN_BANDWIDTH, Plan, Unit
+from ghostnet.plan.federation import MAX_POOLED_HOSPITALS, MAX_POOLED_STEPS
 from ghostnet.plan.keys import Number, key
 from ghostnet.plan.tasks import REGISTRY as TASKS
 
 ANY_PLAN = ("any",)
-_MOST_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
-_MOST_VIEWS = 64
-_LEAST_CLIP_NORM, _MOST_CLIP_NORM = 1e-3, 1e3
-_MOST_OF = {  # what one request may make this machine hold
+_MAX_IMAGES = 1000  # images and views of one patient in a step; bounds the work that a server may ask for
+_MAX_VIEWS = 64
+_MIN_CLIP_NORM, _MAX_CLIP_NORM = 1e-3, 1e3
+_MAX_OF_REQUEST = {  # what one request may make this machine hold
     "model.generator_width": 512,
     "model.discriminator_width": 512,
     "model.latent": 4096,
@@ -41,7 +41,7 @@ _MOST_OF = {  # what one request may make this machine hold
     "utility.bins": 1000,
 }
 _RANGE_OF = {  # (least, most) of the numbers that a patient's arithmetic meets, or that decide where training goes
-    "warm_start.bandwidth": (LEAST_BANDWIDTH, MOST_BANDWIDTH),
+    "warm_start.bandwidth": (MIN_BANDWIDTH, MAX_BANDWIDTH),
     "warm_start.mean_image_weight": (0.0, 1.0),
     "training.gradient_penalty_weight": (0.0, 1e6),
     "training.weight_clip": (0.0, 100.0),
@@ -51,7 +51,7 @@ _RANGE_OF = {  # (least, most) of the numbers that a patient's arithmetic meets,
     "training.beta2": (0.0, 1.0),
     "training.ema": (0.0, 1.0),
 }
-_MOST_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
+_MAX_NUMBERS = 1 << 22  # of one patient's vector; a release of it holds about as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,20 +230,20 @@ def _size(plan: Plan, policy: PolicySpec) -> Iterator[str]:
             "([policy].max_sampling_rate)"
         )
     images, views = _whole(plan.privacy.images_per_patient), _whole(plan.privacy.views)
-    if not (1 <= images <= _MOST_IMAGES and 1 <= views <= _MOST_VIEWS):
+    if not (1 <= images <= _MAX_IMAGES and 1 <= views <= _MAX_VIEWS):
         yield (
             f"P09: {plan.privacy.images_per_patient} images and {plan.privacy.views} views a patient are not "
-            f"1 to {_MOST_IMAGES} and 1 to {_MOST_VIEWS}"
+            f"1 to {_MAX_IMAGES} and 1 to {_MAX_VIEWS}"
         )
 
 
 def _load(plan: Plan) -> Iterator[str]:
-    for dotted, most in _MOST_OF.items():
+    for dotted, most in _MAX_OF_REQUEST.items():
         value = plan_value(plan, dotted)
         if not 1 <= _whole(value) <= most:
             yield f"P14: {dotted} = {value} is not 1 to {most}, which is what this hospital computes for anybody"
-    if len(plan.image.labels) > _MOST_IMAGES:
-        yield f"P14: {len(plan.image.labels)} labels are more than {_MOST_IMAGES}"
+    if len(plan.image.labels) > _MAX_IMAGES:
+        yield f"P14: {len(plan.image.labels)} labels are more than {_MAX_IMAGES}"
     for what, numbers, most in _products(plan):
         if not 0 <= numbers <= most:
             yield f"P14: {what} makes {numbers:g}, and this hospital computes 0 to {most} for anybody"
@@ -263,18 +263,18 @@ def _products(plan: Plan) -> Iterator[tuple[str, float, int]]:
     labels, warm, training = len(plan.image.labels), plan.warm_start, plan.training
     planes = _whole(plan.image.channels) + _whole(plan.image.mask_channels)
     block = _whole(warm.features) + planes * _whole(warm.feature_size) ** 2 + 1
-    yield "labels x warm-start numbers", labels * block, _MOST_NUMBERS
+    yield "labels x warm-start numbers", labels * block, _MAX_NUMBERS
     if _number(training.perceptual_noise_multiplier) != 0:
         known = plan.model.architecture in REGISTRY
         widths = architecture(plan.model.architecture).feature_widths if known else math.inf
         features = widths * _whole(plan.model.discriminator_width)
-        yield "labels x discriminator features", labels * (features + 1), _MOST_NUMBERS
+        yield "labels x discriminator features", labels * (features + 1), _MAX_NUMBERS
 
 
 def _form(plan: Plan, policy: PolicySpec) -> Iterator[str]:
-    if not _LEAST_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MOST_CLIP_NORM:
+    if not _MIN_CLIP_NORM <= _number(plan.privacy.clip_norm) <= _MAX_CLIP_NORM:
         yield (
-            f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_LEAST_CLIP_NORM} to {_MOST_CLIP_NORM}, where "
+            f"P10: privacy.clip_norm = {plan.privacy.clip_norm} is not {_MIN_CLIP_NORM} to {_MAX_CLIP_NORM}, where "
             "float32 gradients are bounded as claimed"
         )
     if plan.model.architecture not in REGISTRY:
@@ -304,10 +304,10 @@ def _pooled(plan: Plan, policy: PolicySpec) -> Iterator[str]:
             "P17: federation.share = 'pooled' needs leave from this hospital: it adds a part of the noise only. Set "
             "[policy].max_coalition_epsilon to what the others together may learn"
         )
-    if not (2 <= hospitals <= MOST_POOLED_HOSPITALS and 1 <= steps <= MOST_POOLED_STEPS):
+    if not (2 <= hospitals <= MAX_POOLED_HOSPITALS and 1 <= steps <= MAX_POOLED_STEPS):
         yield (
             f"P17: {plan.federation.hospitals} hospitals and {plan.privacy.steps} steps are not 2 to "
-            f"{MOST_POOLED_HOSPITALS} and 1 to {MOST_POOLED_STEPS}, as pooled runs go"
+            f"{MAX_POOLED_HOSPITALS} and 1 to {MAX_POOLED_STEPS}, as pooled runs go"
         )
     try:
         known_peers(policy.peers)
@@ -337,7 +337,7 @@ def check_coalition(events: Sequence[Event], policy: PolicySpec) -> None:
 
 
 def _is_approved(plan: Plan, approved: tuple[str, ...]) -> bool:
-    """Whether a plan is on the list; "any" opens the list only when it stands alone."""
+    """True if a plan is on the list; "any" opens the list only when it stands alone."""
     return approved == ANY_PLAN or plan.hash() in {entry for entry in approved if DIGEST.fullmatch(entry)}
 
 

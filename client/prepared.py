@@ -1,4 +1,4 @@
-"""Which state folders of this user have prepared which images, to notice that one image has two budgets.
+"""The state folders of this user and the images that they prepared, to notice that one image has two budgets.
 
 A budget belongs to one state folder: a second site.toml over the same images has a ledger of its own, and neither knows
 of the other. `ghostnet site check` tells when images were prepared elsewhere, too. Kept in `user_state()`: the paths of

@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 WINDOW_PERCENTILES = (0.5, 99.5)
 GAUSSIAN_SIGMA = 0.02  # less than this, of the window, is left alone: clean radiographs measure 0.002 to 0.01
 IMPULSE_FRACTION = 0.002  # fewer outliers than this are detail
-SMALLEST_FILTERED_SIDE = 128  # px; below it anatomy itself is as fine as noise and the two cannot be told apart
+MIN_FILTERED_SIDE = 128  # px; below it anatomy itself is as fine as noise and the two cannot be told apart
 SAMPLED_SIDE = 256  # px; noise is everywhere, so of larger images 64 patches and the centre are measured
 _PATCHES = 8  # a row and a column of them
 _WINDOW_SAMPLES = 1 << 16  # pixels of a regular grid that the percentiles are taken from, at most four times as many
@@ -36,7 +36,7 @@ _NORMAL_QUARTILE = 0.6744897501960817
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What `detect_noise` found in one image. Data-dependent: it stays in the hospital."""
+    """The findings of `detect_noise` in one image. Data-dependent: they stay in the hospital."""
 
     kind: NoiseKind
     sigma: float  # standard deviation of the Gaussian part, for pixels in [0,1]
@@ -161,7 +161,7 @@ def detect_noise(pixels01: Floats) -> Noise:
 
 def _window_noise(pixels: Floats, known: NDArray[np.bool_] | None, window: tuple[float, float]) -> Noise:
     """The noise of an image as it looks in a window; only the parts that are measured are ever scaled."""
-    if min(pixels.shape[:2]) < SMALLEST_FILTERED_SIDE:
+    if min(pixels.shape[:2]) < MIN_FILTERED_SIDE:
         return _NO_NOISE
 
     def parts(cut: Callable[[NDArray[Any]], NDArray[Any]]) -> list[Floats]:
@@ -257,7 +257,7 @@ def _to_channels(pixels: Floats, channels: int) -> list[Floats]:
 
 
 def _impulses(plane: Floats) -> NDArray[np.bool_]:
-    """Where salt or pepper is; (h,w)."""
+    """A mask of salt and pepper; (h,w)."""
     # The ends of the scale are not exact after a window or a lossy codec.
     extreme = (plane <= 0.02) | (plane >= 0.98)
     difference = np.abs(plane - cv2.medianBlur(plane, 3))

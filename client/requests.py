@@ -41,7 +41,7 @@ def received_mean(plan: Plan, arrays: Mapping[str, np.ndarray]) -> torch.Tensor 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What the coordinator says that it will publish: the hospital signs it, once in a run."""
+    """The coordinator's announcement of what it will publish: the hospital signs it, once in a run."""
 
     files: Mapping[str, str]  # SHA-256 of every file of the sampler but the certificate, hex, by name
     public_images_sha256: str = ""  # of the public images that the generator started from; "" = none

@@ -440,7 +440,7 @@ class Site:
         masked_with: dict[str, str] = {}
         if plan.federation.is_pooled:
             masks = self._masks(plan, run_id)
-            masked_with = masks.words()
+            masked_with = masks.statement_fields()
             masks.forget_key()
         policy = self.config.policy
         with self._ledger() as ledger:

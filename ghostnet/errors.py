@@ -1,4 +1,4 @@
-"""What can go wrong, each with the exit code that `ghostnet` ends with (docs/exit-codes.md).
+"""The errors of GhostNet, each with the exit code that `ghostnet` ends with (docs/exit-codes.md).
 
 Messages say what was given, what was expected and what to do. They are shown to the person at the keyboard; nothing
 that a hospital sends to a coordinator is built from them (see `client.answering`).

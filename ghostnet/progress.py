@@ -1,4 +1,4 @@
-"""How long work tells where it is. Only public numbers (phase, steps done, steps in all) go through here."""
+"""Progress of long work. Only public numbers (phase, steps done, steps in all) go through here."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a coordinator has so far, kept so that a run that was cut off can go on.
+"""A coordinator's state, kept so that a run that was cut off can go on.
 
 Lives in RUN/server: run.json (run id, plan hash, rounds done, ledger heads, timings), the signing key, and the released
 values as safetensors. Everything here is public except the key.
@@ -93,7 +93,7 @@ class Checkpoint:
 
     @property
     def released(self) -> Arrays:
-        """What the hospitals released in the warm start, as it is sent on; empty without one."""
+        """The hospitals' total release of the warm start, as it is sent on; empty without one."""
         return self.arrays.get(RELEASED, {})
 
     @property

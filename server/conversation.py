@@ -1,4 +1,4 @@
-"""How the coordinator talks to hospitals: typed requests out, checked answers in, and what it remembers of each.
+"""The coordinator's side of the conversation: typed requests out, checked answers in, a record of each hospital.
 
 It sees released values only, and nothing that arrives is trusted.
 """
@@ -45,7 +45,7 @@ A = TypeVar("A", bound=Answer, covariant=True)
 
 @dataclass
 class Hospital:
-    """What the coordinator knows of a hospital that joined."""
+    """A hospital that joined, as the coordinator knows it."""
 
     name: str
     node_id: int
@@ -65,7 +65,7 @@ class Hospital:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is remembered of a hospital between attempts: its key, and the last ledger head that it showed."""
+    """A hospital's record between attempts: its key, and the last ledger head that it showed."""
 
     public_key: str
     ledger_head: str
@@ -158,7 +158,7 @@ class Conversation:
         self.require(len(self.hospitals), "joined", refused)
 
     def _joined(self, reply: Reply[JoinAnswer]) -> Hospital:
-        """Who answers a JOIN; nothing that stands in it is trusted.
+        """Lists the hospitals that answer a JOIN; nothing in their answers is trusted.
 
         Raises:
             FederationError, PlanError: why that node takes no part.

@@ -130,7 +130,7 @@ class StepSums:
         return {name: (value + gradient[name].to(value)).float() for name, value in summed.items()}
 
     def timing(self, number: int) -> Timing:
-        """What the hospitals' part of a round took, all its steps together."""
+        """The time of the hospitals' part of a round, all its steps together."""
         taken = Timing(phase="pooled steps", round=number, wall_s=self._wall_s, slowest_client_s=self._slowest_s)
         self._wall_s = self._slowest_s = 0.0
         return taken

@@ -1,4 +1,4 @@
-"""What a federation publishes: the sampler with its certificate, and the report.
+"""Publishes a run's results: the sampler with its certificate, and the report.
 
 Everything here is computed from released values; a reader of the run folder (outside `sites/`) learns nothing else.
 """
@@ -90,7 +90,7 @@ def publish(outcome: Outcome, out: Path, progress: Progress) -> None:
 
 
 def _require_verified(folder: Path, outcome: Outcome) -> None:
-    """Whoever receives the sampler will check it; so does whoever publishes it, with the keys that it was told."""
+    """Verifies the sampler before it is published, as its recipients will, with the keys that it was given."""
     told = {hospital.name: hospital.public_key for hospital in outcome.hospitals if hospital.statement is not None}
     told["server"] = keys.public_hex(outcome.key)
     failed = [check for check in certificate.verify_sampler(folder, trusted_keys=told) if not check.passed]
@@ -143,7 +143,7 @@ def report(outcome: Outcome) -> dict[str, object]:
 
 
 def _coalition(plan: Plan, promised: Claim) -> dict[str, float]:
-    """What those who know a part of a pooled run's noise could learn."""
+    """Epsilon against those who know a part of a pooled run's noise."""
     if not plan.federation.is_pooled:
         return {}
     return {

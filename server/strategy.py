@@ -1,4 +1,4 @@
-"""How the coordinator combines the weights that hospitals return: a Flower strategy behind one set of checks.
+"""The combination of the weights that hospitals return: a Flower strategy behind one set of checks.
 
 Nothing that arrives is trusted: names, shapes, types and finiteness are checked before anything is combined, and a
 hospital's weight comes from the plan, never from its reply. The formulas are in `ghostnet.exchange.combining`, which
@@ -29,7 +29,7 @@ from server.conversation import Conversation
 
 @dataclass(frozen=True, kw_only=True)
 class CombinedRound:
-    """What a round was combined from."""
+    """The answers that a round was combined from."""
 
     number: int  # 1-based
     answers: dict[str, Arrays]

@@ -29,16 +29,16 @@ Pixel = TypeVar("Pixel", bound=np.generic)
 Bytes = NDArray[np.uint8]
 
 ROUNDS = 6  # looks, the last of which must be empty
-SHORTEST_SIDE = 512  # px; smaller images are enlarged to it: at 256 px the detector misses half of 9-px letters
+MIN_SIDE = 512  # px; smaller images are enlarged to it: at 256 px the detector misses half of 9-px letters
 SECOND = 1.5  # and looked at enlarged by this too, if that fits in a tile: each size finds letters the other misses
-LARGEST_TILE = 1024  # px; larger images are looked at in tiles, and again at half the size for large letters
+MAX_TILE = 1024  # px; larger images are looked at in tiles, and again at half the size for large letters
 TILE_OVERLAP = 128  # px; letters up to this height are whole in at least one tile
 CLOSER = (1.25, 1.5, 2.0)  # what surrounds a text is looked at once more, enlarged as far as fits in a tile
 END_GAMMA = 0.15  # stretches the end of the scale: 8-bit levels 0, 1, 2 become 0, 111, 123
 SMALL_LETTERS = 0.5  # stretched and enlarged views are for these, beside the usual height: organs are larger there
 PATCH, SEARCH = 5, 11  # px; windows of non-local means
 STRENGTH = 0.9  # of non-local means, beside the noise's standard deviation
-MOST_SIGMA = 0.12  # of the range; what measures more is texture
+MAX_SIGMA = 0.12  # of the range; what measures more is texture
 COLOURED = 0.05  # of the image's span: less difference between its colours hides no letters
 RENDER_PERCENTILES = (0.1, 99.9)  # what the detector is shown; a hot pixel must not make everything else black
 
@@ -103,7 +103,7 @@ def blank_text(pixels: NDArray[Pixel]) -> Blanked:
 
 
 def render(pixels: NDArray[Any], *, like: NDArray[Any] | None = None) -> Bytes:
-    """What the detector is shown of an image: grey, 0.1 to 99.9 percentile; (h,w) uint8.
+    """The detector's input: grey, 0.1 to 99.9 percentile; (h,w) uint8.
 
     Args:
         pixels: (h,w) or (h,w,3).
@@ -126,7 +126,7 @@ def render(pixels: NDArray[Any], *, like: NDArray[Any] | None = None) -> Bytes:
 
 
 def _renders(pixels: NDArray[Any]) -> Iterator[Bytes]:
-    """What is looked at: the image in grey and, of colours, the direction in which they differ most at one brightness.
+    """The planes that are searched: grey and, of colours, the direction in which they differ most at one brightness.
 
     Blue letters on a green of the same brightness are not there in grey, and a person reads them.
     """
@@ -187,7 +187,7 @@ def _looks(pixels: Bytes) -> list[_Look]:
         pixels = np.rint(denoise(pixels01, dataclasses.replace(noise, sigma=0.0)) * 255).astype(np.uint8)
         looks.append(_Look(pixels=pixels, ends=not noise.sigma))
     if noise.sigma:
-        strength = STRENGTH * 255 * min(noise.sigma, MOST_SIGMA)
+        strength = STRENGTH * 255 * min(noise.sigma, MAX_SIGMA)
         smooth = cv2.fastNlMeansDenoising(pixels, None, strength, PATCH, SEARCH).astype(np.uint8)
         looks.append(_Look(pixels=smooth, ends=False))
     return looks
@@ -207,7 +207,7 @@ class _View:
 
     def look(self, shape: tuple[int, ...]) -> list[Found]:
         # Of tiles the shorter side counts: what is tall in one is seen again at half the size.
-        side = min(min(shape[:2]) * self.scale, LARGEST_TILE)
+        side = min(min(shape[:2]) * self.scale, MAX_TILE)
         even = even_contrast(self.pixels)
         found = [*detect(even, side * self.tall), *(detect_turned(even, side * self.tall) if self.turned else ())]
         found += [item for stretched in self.ends for item in detect(stretched, side * SMALL_LETTERS)]
@@ -225,16 +225,16 @@ class _View:
 def _views(look: _Look) -> Iterator[_View]:
     """The image at its own size or enlarged, small ones at a second size, large ones at half sizes, cut into tiles."""
     pixels, scale = look.pixels, _first_scale(look.pixels)
-    if max(pixels.shape) * scale * SECOND <= LARGEST_TILE:
+    if max(pixels.shape) * scale * SECOND <= MAX_TILE:
         yield _enlarged(look, scale * SECOND)
     while True:
         level = _resize(pixels, scale)
-        whole = max(level.shape) <= LARGEST_TILE
+        whole = max(level.shape) <= MAX_TILE
         # In tiles they would cost as much as all the rest.
         ends = _stretched(pixels, scale) if whole and look.ends else ()
         for top in _starts(level.shape[0]):
             for left in _starts(level.shape[1]):
-                tile = level[top : top + LARGEST_TILE, left : left + LARGEST_TILE]
+                tile = level[top : top + MAX_TILE, left : left + MAX_TILE]
                 yield _View(pixels=tile, ends=ends, scale=scale, left=left, top=top)
         if whole:
             return
@@ -255,12 +255,12 @@ def _enlarged(look: _Look, scale: float) -> _View:
 
 
 def _closer(look: _Look, boxes: Sequence[Box]) -> Iterator[_View]:
-    """What surrounds each group of boxes, enlarged further; turned only if a box is."""
+    """Crops around each group of boxes, enlarged further; turned only if a box is."""
     pixels, first = look.pixels, _first_scale(look.pixels)
     turned = any(box.y1 - box.y0 > box.x1 - box.x0 for box in boxes)
     for place in surroundings(boxes, pixels.shape):
         part = pixels[place.y0 : place.y1, place.x0 : place.x1]
-        scale = first * max((c for c in CLOSER if max(part.shape) * first * c <= LARGEST_TILE), default=0)
+        scale = first * max((c for c in CLOSER if max(part.shape) * first * c <= MAX_TILE), default=0)
         if scale:
             yield _View(
                 pixels=_resize(part, scale),
@@ -274,9 +274,9 @@ def _closer(look: _Look, boxes: Sequence[Box]) -> Iterator[_View]:
 
 
 def _first_scale(pixels: Bytes) -> float:
-    scale = float(max(1.0, SHORTEST_SIDE / min(pixels.shape)))
+    scale = float(max(1.0, MIN_SIDE / min(pixels.shape)))
     # A very long strip is not enlarged without limit.
-    return min(scale, float(max(1.0, 4 * SHORTEST_SIDE / max(pixels.shape))))
+    return min(scale, float(max(1.0, 4 * MIN_SIDE / max(pixels.shape))))
 
 
 def even_contrast(view: Bytes) -> Bytes:
@@ -297,7 +297,7 @@ def _stretched(pixels: Bytes, scale: float) -> tuple[Bytes, Bytes]:
 
 
 def _starts(length: int) -> range:
-    return range(0, max(1, length - TILE_OVERLAP), LARGEST_TILE - TILE_OVERLAP)
+    return range(0, max(1, length - TILE_OVERLAP), MAX_TILE - TILE_OVERLAP)
 
 
 def _resize(pixels: Bytes, scale: float) -> Bytes:

@@ -25,7 +25,7 @@ Tag = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileTable:
-    """Which attributes the Basic Application Level Confidentiality Profile removes, empties or replaces.
+    """The attributes that the Basic Application Level Confidentiality Profile removes, empties or replaces.
 
     Attributes:
         tags: (group, element) of single attributes.
@@ -36,7 +36,7 @@ class ProfileTable:
     ranges: tuple[tuple[int, int, int, int], ...]
 
     def lists(self, tag: Tag) -> bool:
-        """Whether the table acts on an attribute; every private one (odd group) counts."""
+        """True if the table acts on an attribute; every private one (odd group) counts."""
         group, element = tag
         masked = ((group & gm, element & em) == (g & gm, e & em) for g, e, gm, em in self.ranges)
         return group % 2 == 1 or tag in self.tags or any(masked)

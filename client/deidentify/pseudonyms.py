@@ -44,7 +44,7 @@ def content_key(secret: bytes, *digests: bytes) -> str:
 
 
 def in_test_split(secret: bytes, patient: str, test_fraction: float) -> bool:
-    """Whether a patient is a test patient: a keyed coin, the same on every run and for all of the patient's images.
+    """True if a patient is a test patient: a keyed coin, the same on every run and for all of the patient's images.
 
     Args:
         secret: the site's secret.

@@ -1,4 +1,4 @@
-"""Where the image is on an ultrasound screen, as the scanner says, and blanking of the screen around it.
+"""The region of the image on an ultrasound screen, as the scanner says, and blanking of the screen around it.
 
 Sequence of Ultrasound Regions (0018,6011), PS3.3 section C.8.5.5: each region is a rectangle of columns X0..X1 and
 rows Y0..Y1, both ends included. What lies outside all of them is the screen: patient, hospital, time, menus. Text
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
-MOST_REGIONS = 256
+MAX_REGIONS = 256
 _CORNERS = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
 
 
@@ -42,7 +42,7 @@ def image_regions(dataset: Dataset) -> tuple[Box, ...]:
     if not items:
         return ()
     columns, rows = dataset.get("Columns"), dataset.get("Rows")
-    if len(items) > MOST_REGIONS or not (_is_count(columns) and _is_count(rows)):
+    if len(items) > MAX_REGIONS or not (_is_count(columns) and _is_count(rows)):
         raise Refused(Code.HEADER)
     return tuple(_region(item, columns, rows) for item in items)
 

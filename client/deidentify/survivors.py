@@ -25,9 +25,9 @@ from client.modalities import MODALITIES
 if TYPE_CHECKING:  # the parent process searches artefacts, never files: it has no use for pydicom
     from pydicom.dataset import Dataset
 
-SHORTEST_IDENTIFIER = 5  # bytes (in UTF-8: two Chinese characters have 6); shorter texts are in any file by chance
-LONGEST_IDENTIFIER = 64  # characters; a longer text that survived would survive with its beginning
-MOST_IDENTIFIERS = 4096
+MIN_IDENTIFIER_BYTES = 5  # bytes (in UTF-8: two Chinese characters have 6); shorter texts are in any file by chance
+MAX_IDENTIFIER_CHARACTERS = 64  # characters; a longer text that survived would survive with its beginning
+MAX_IDENTIFIERS = 4096
 
 _ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
 # The character sets of DICOM (PS3.3 section C.12.1.1.2) in which a text that is not ASCII has other bytes.
@@ -59,7 +59,7 @@ _SLOT_BITS = 20
 
 
 def survivors(artefact: bytes, identifiers: Iterable[str]) -> int:
-    """How many identifiers occur in an artefact, in any letter case.
+    """The number of identifiers that occur in an artefact, in any letter case.
 
     Each is looked for in UTF-8, UTF-16 of both byte orders, as JSON escapes it (once and twice), and where it is not
     ASCII in every DICOM character set and Unicode normal form. One pass over the artefact with a table of the first
@@ -112,11 +112,11 @@ def _needles(text: str) -> set[bytes]:
         for encoding in encodings:
             with suppress(UnicodeEncodeError):
                 needles.add(form.encode(encoding))
-    return {needle.lower() for needle in needles if len(needle) >= SHORTEST_IDENTIFIER}
+    return {needle.lower() for needle in needles if len(needle) >= MIN_IDENTIFIER_BYTES}
 
 
 def _present_grams(haystack: bytes, grams: NDArray[np.uint32]) -> set[int]:
-    """Which of these four-byte groups begin somewhere in the haystack (and a few that do not)."""
+    """The four-byte groups that occur somewhere in the haystack (and a few that do not)."""
     if len(haystack) < _GRAM or not grams.size:
         return set()
     data = np.frombuffer(haystack, np.uint8)
@@ -136,9 +136,9 @@ def _gram(needle: bytes) -> int:
     return int.from_bytes(needle[:_GRAM], "little")
 
 
-_MOST_ELEMENTS = 20_000  # looked at in one file
-_MOST_BINARY = 1 << 16  # bytes of one binary value that are searched for text
-_MOST_PIECES = 16  # of one long text
+_MAX_ELEMENTS = 20_000  # looked at in one file
+_MAX_BINARY = 1 << 16  # bytes of one binary value that are searched for text
+_MAX_PIECES = 16  # of one long text
 _TEXT_VRS = frozenset(
     ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
 )
@@ -161,7 +161,7 @@ def identifiers_of(dataset: Dataset) -> tuple[str, ...]:
         dataset: as read; values are converted on the way. One that cannot be is searched for readable runs.
 
     Returns:
-        At most `MOST_IDENTIFIERS` texts of at most `LONGEST_IDENTIFIER` characters, none twice.
+        At most `MAX_IDENTIFIERS` texts of at most `MAX_IDENTIFIER_CHARACTERS` characters, none twice.
     """
     return bounded(_texts(dataset))
 
@@ -170,9 +170,9 @@ def _texts(dataset: Dataset) -> Iterator[str]:
     yield from _readable(getattr(dataset, "preamble", None) or b"")
     meta = getattr(dataset, "file_meta", None)
     queue, looked = deque([dataset] if meta is None else [meta, dataset]), 0
-    while queue and looked < _MOST_ELEMENTS:
+    while queue and looked < _MAX_ELEMENTS:
         items = queue.popleft()
-        for tag in [*items.keys()][: _MOST_ELEMENTS - looked]:
+        for tag in [*items.keys()][: _MAX_ELEMENTS - looked]:
             looked += 1
             if tag.group == _PIXEL_GROUP:
                 continue
@@ -216,13 +216,13 @@ def _each(vr: str, texts: Iterable[str]) -> Iterator[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    for line in re.split(r"[\r\n]+", text)[:_MOST_PIECES]:
-        for start in range(0, min(len(line), _MOST_PIECES * LONGEST_IDENTIFIER), LONGEST_IDENTIFIER):
-            yield line[start : start + LONGEST_IDENTIFIER]
+    for line in re.split(r"[\r\n]+", text)[:_MAX_PIECES]:
+        for start in range(0, min(len(line), _MAX_PIECES * MAX_IDENTIFIER_CHARACTERS), MAX_IDENTIFIER_CHARACTERS):
+            yield line[start : start + MAX_IDENTIFIER_CHARACTERS]
 
 
 def _readable(value: bytes) -> Iterator[str]:
-    for run in _READABLE.findall(value[:_MOST_BINARY])[:_MOST_PIECES]:
+    for run in _READABLE.findall(value[:_MAX_BINARY])[:_MAX_PIECES]:
         yield from _pieces(run.decode("ascii"))
 
 
@@ -235,8 +235,8 @@ def bounded(texts: Iterable[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for text in texts:
         stripped = text.strip(" \t\r\n\0")
-        if len(stripped.encode("utf-8", "replace")) >= SHORTEST_IDENTIFIER:
-            found[stripped[:LONGEST_IDENTIFIER]] = None
-            if len(found) == MOST_IDENTIFIERS:
+        if len(stripped.encode("utf-8", "replace")) >= MIN_IDENTIFIER_BYTES:
+            found[stripped[:MAX_IDENTIFIER_CHARACTERS]] = None
+            if len(found) == MAX_IDENTIFIERS:
                 break
     return tuple(found)

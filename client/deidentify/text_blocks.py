@@ -16,7 +16,7 @@ REACH_ALONG = 1.25  # line heights on each side of a box within which, along the
 REACH_ACROSS = 1.0  # the same across the line: enough for one line between them that was missed
 ALIKE = 2.0  # lines of one block differ in height by this factor at most
 AROUND = 10  # line heights around a group within which more of it is looked for
-LEAST_AROUND = 0.5  # of the image's shorter side: the network wants to see what letters stand out from
+MIN_MARGIN = 0.5  # of the image's shorter side: the network wants to see what letters stand out from
 BLOCK = 3  # boxes beside each other that make a block: fewer are blanked for themselves
 FILLED = 0.3  # of a block's rectangle lies under its boxes
 
@@ -40,7 +40,7 @@ def linked(found: Sequence[Found], done: Sequence[Box] = ()) -> list[Box]:
 
 
 def areas(boxes: Sequence[Box], shape: tuple[int, ...]) -> list[Box]:
-    """What is to be overwritten for these tight boxes: each with its margin, and the rectangle of each block.
+    """The rectangles to overwrite for these tight boxes: each with its margin, and the rectangle of each block.
 
     Args:
         boxes: tight boxes of all looks so far.
@@ -66,7 +66,7 @@ def surroundings(boxes: Sequence[Box], shape: tuple[int, ...]) -> list[Box]:
     """For each group of boxes, the rectangle in which more of it may be; those that overlap are one."""
     apart: list[Box] = []
     for group in _groups(boxes):
-        reach = max(AROUND * _line(group), round(LEAST_AROUND * min(shape[:2])))
+        reach = max(AROUND * _line(group), round(MIN_MARGIN * min(shape[:2])))
         place = _grown(_hull(group), reach, reach, shape)
         while near := [other for other in apart if _overlap(place, other)]:
             place = _hull([place, *near])
@@ -84,7 +84,7 @@ def with_margin(box: Box, shape: tuple[int, ...]) -> Box:
 
 
 def _is_block(group: Sequence[Box]) -> bool:
-    """Whether these are lines of text close together: loose boxes that the detector strewed over bone are not."""
+    """True if these are lines of text close together; scattered boxes that the detector found on bone are not."""
     hull = _hull(group)
     inside = np.zeros((hull.y1 - hull.y0, hull.x1 - hull.x0), bool)
     for box in group:
@@ -147,7 +147,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _turned(box: Box) -> bool | None:
-    """Whether the line runs up or down; None for a single letter or so, which may be either."""
+    """True if the line is vertical; None for a single letter or so, which may be either."""
     width, height = box.x1 - box.x0, box.y1 - box.y0
     return None if max(width, height) < 2 * box.height else height > width
 

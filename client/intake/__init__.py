@@ -1,1 +1,1 @@
-"""What a hospital has, read into rows: files are hostile until they are decoded."""
+"""Reads a hospital's images into rows: files are hostile until they are decoded."""

@@ -32,7 +32,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def shown_rules(config: SiteConfig) -> str:
-    """What decides how a file's images look to the person who approves them."""
+    """The settings that decide how a file's images look to the person who approves them."""
     deidentify = config.deidentify
     rules = [config.data.frames_per_file, deidentify.burned_in, sorted(deidentify.trusted_modalities), _blanking_code()]
     return json.dumps(rules)

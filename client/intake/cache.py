@@ -1,4 +1,4 @@
-"""What was prepared once is not prepared again. Entries hold pixels, closed-list values and keys: no identifier.
+"""The cache of prepared images. Entries hold pixels, closed-list values and keys: no identifier.
 
 An entry is found by a keyed hash of the source file and one of what the label table says of it, below a folder named
 after everything that shaped it (the plan's image, the site's rules, this code). It stays as long as its source file is
@@ -29,7 +29,7 @@ from client.quarantine import TRANSIENT, Code, Refused
 from ghostnet.durable import write_unsynced
 
 _SUFFIX = ".safetensors"
-_MOST_RULES = 8  # sets of rules whose entries are kept: some plans in turn, not every version of this code
+_MAX_RULES = 8  # sets of rules whose entries are kept: some plans in turn, not every version of this code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Cache:
             excluded: keys of patients of whom nothing is kept.
         """
         last_used = sorted((path for path in self._root.iterdir() if path.is_dir()), key=_modified, reverse=True)
-        for folder in last_used[_MOST_RULES:]:
+        for folder in last_used[_MAX_RULES:]:
             if folder != self._folder:
                 shutil.rmtree(folder, ignore_errors=True)
         for path in self._root.glob(f"*/*{_SUFFIX}*"):

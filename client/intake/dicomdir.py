@@ -19,7 +19,7 @@ NAME = "DICOMDIR"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the DICOMDIRs of a folder say of its files. Every count is SENSITIVE.
+    """The entries of a folder's DICOMDIRs about its files. Every count is SENSITIVE.
 
     Attributes:
         unlisted: files that the DICOMDIR over them does not list.

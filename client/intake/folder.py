@@ -60,7 +60,7 @@ def find_files(folder: Path, leave_out: Sequence[Path] = (), *, strict: bool = T
 
 
 def has_signature(path: Path, format: str) -> bool:
-    """Whether a file's first bytes are those of a format of `client.formats.FORMATS`.
+    """True if a file's first bytes are those of a format of `client.formats.FORMATS`.
 
     Raises:
         OSError: it cannot be read.

@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts:
-    """What there was besides images: without their files, without their images, lost or deleted. SENSITIVE.
+    """Entries besides images: without their files, without their images, lost or deleted. SENSITIVE.
 
     Attributes:
         rows_without_file: lines of the label table whose image is not there.
@@ -70,7 +70,7 @@ class SourceCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What one reader took and left out.
+    """The images that one reader took, and those that it left out.
 
     Attributes:
         taken: in the order of the source.

@@ -122,7 +122,7 @@ def sort_files(
     limits: Limits,
     strict: bool = True,
 ) -> SortedFiles:
-    """Which of a site's files are worth opening, and as what; arguments and errors as of `read_source`, not for NPZ."""
+    """Lists a site's files to open, each with its format; arguments and errors as of `read_source`. Not for NPZ."""
     findings = FINDINGS[config.data.layout]
     check_rules(config.labels, image.labels, findings=findings, source=str(config.source))
     unit = data_unit(config)
@@ -133,10 +133,10 @@ def sort_files(
         withdrawn = read_withdrawn(config.state, secret, excluded)
         fetched = _fetch(config, lines, progress, strict, withdrawn)
         lines = lines if config.data.labels else _period(fetched)
-    desk = _Desk(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded, unit=unit)
+    sorter = _FileSorter(config=config, image=image, secret=secret, boxes=boxes, excluded=excluded, unit=unit)
     files, masks, found = _paired(config, lines, strict, unit)
     contents = read_contents(config.data.path, files, limits=limits) if config.data.kind == "dicom" else Contents()
-    jobs, refused = desk.sort(files, found.pairs)
+    jobs, refused = sorter.sort(files, found.pairs)
     approvals, shown = read_approvals(config.state), shown_rules(config)
     return SortedFiles(
         jobs=[with_approval(job, secret, shown, approvals) for job in jobs],
@@ -158,8 +158,8 @@ def sort_files(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Desk:
-    """Where files are sorted into those worth opening and those left out, each by its own line of the table."""
+class _FileSorter:
+    """Sorts files into those worth opening and those left out, each by its own line of the table."""
 
     config: SiteConfig
     image: ImageSpec
@@ -310,7 +310,7 @@ def _labels_path(config: SiteConfig) -> Path:
 
 
 def _patients_in_table(config: SiteConfig, unit: Unit) -> bool:
-    """Whether the label table says whose an image is; DICOM files say it themselves, and where nobody does none can."""
+    """True if the label table names the patient of an image; DICOM files name it themselves."""
     return not file_format(config.data.kind).names_patient and unit == "patient"
 
 

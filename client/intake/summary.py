@@ -1,4 +1,4 @@
-"""What intake did, in numbers: for the hospital alone, and without a name, path or header text."""
+"""The summary of an intake, in numbers: for the hospital alone, and without a name, path or header text."""
 
 from __future__ import annotations
 

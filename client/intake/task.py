@@ -1,4 +1,4 @@
-"""What the parent and its workers say to each other: one file to prepare, how, at what cost, and what came of it."""
+"""The messages between the parent and its workers: one file to prepare, how, at what cost, and the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every file of one intake is prepared with."""
+    """The settings that every file of one intake is prepared with."""
 
     image: ImageSpec
     burned_in: BurnedIn

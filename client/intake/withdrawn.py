@@ -1,4 +1,4 @@
-"""What a PACS sent of patients who have withdrawn: deleted, and by keyed hashes known not to be fetched again.
+"""Images that a PACS sent of patients who have withdrawn: deleted, and by keyed hashes never fetched again.
 
 The list holds no identifier: the patient's key and a keyed hash of each UID. It counts only for patients who are on the
 list of exclusions; one who is taken off it is fetched again.
@@ -26,7 +26,7 @@ _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
 
 def read_withdrawn(state: Path, secret: bytes, excluded: Set[str]) -> Withdrawn:
-    """What is not to be fetched of the patients who are excluded now.
+    """The studies that are not fetched, of patients who are excluded now.
 
     Args:
         state: the site's state folder.

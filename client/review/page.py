@@ -41,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What stands at the top. SENSITIVE, as every count of a hospital's images.
+    """The head of the page. SENSITIVE, as every count of a hospital's images.
 
     Attributes:
         held: images that wait.

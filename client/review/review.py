@@ -1,4 +1,4 @@
-"""What a person at the hospital must see before images of held modalities are used: pictures before and after blanking.
+"""Review by a person before images of held modalities are used: pictures before and after blanking.
 
 Everything here is SENSITIVE and stays in the state folder: the pictures show what was burned into the images.
 """
@@ -35,13 +35,13 @@ SHOWN = "shown.txt"
 """Keys that the last review showed and that can be approved, one a line: --approve-all means these."""
 
 BLANKED_SAMPLE = 24  # images with blanked text, in the order of their keys, which is as good as random
-MOST_HELD = 300  # pictures in one review; the rest waits for the next one
+MAX_HELD = 300  # pictures in one review; the rest waits for the next one
 _BOX = (220, 38, 38)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """What a review wrote. Counts are SENSITIVE.
+    """The result of a review. Counts are SENSITIVE.
 
     Attributes:
         page: index.html.
@@ -95,11 +95,11 @@ def write_review(
             workers=workers,
         )
         held, blanked = _worth_seeing(config, secret, files, entries)
-        shown = [*held[:MOST_HELD], *blanked[:BLANKED_SAMPLE]]
+        shown = [*held[:MAX_HELD], *blanked[:BLANKED_SAMPLE]]
         cards = _cards(shown, files, progress, limits=limits, workers=workers)
         counts = Counts(
             held=len(held),
-            shown=min(len(held), MOST_HELD),
+            shown=min(len(held), MAX_HELD),
             approvable=sum(card.code == Code.HELD.value and bool(card.frames) for card in cards),
             approved=sum(job.task.approved for job in files.jobs),
             blanked=len(blanked),

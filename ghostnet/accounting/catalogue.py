@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class Request(Enum):
-    """What a coordinator asks of the patients: the name in the ledger, or its beginning where a number follows."""
+    """The requests that read patients: the name in the ledger, or its prefix where a number follows."""
 
     WARM_START = "warm_start"
     ROUND = "round-"
@@ -32,12 +32,12 @@ class Request(Enum):
 
     @property
     def is_numbered(self) -> bool:
-        """Whether a run asks it several times, numbered from 1."""
+        """True if a run asks it several times, numbered from 1."""
         return self.value.endswith("-")
 
 
 class Mechanism(Enum):
-    """How a statistic's noise is added, and with it the event that it is charged as."""
+    """The kind of noise of a statistic, and with it the event that it is charged as."""
 
     GAUSSIAN = "one noisy sum over all patients"
     SAMPLED = "a noisy sum over a Poisson sample of the patients"
@@ -87,12 +87,12 @@ class Statistic:
         return whole / math.sqrt(plan.federation.hospitals) if self.mechanism is Mechanism.SHARED else whole
 
     def is_on(self, plan: Plan) -> bool:
-        """Whether a run of the plan releases it."""
+        """True if a run of the plan releases it."""
         is_switched_off = self.mechanism is Mechanism.GAUSSIAN and self.noise_multiplier(plan) == 0
         return self.is_asked(plan) and not is_switched_off
 
     def event(self, plan: Plan, releases: int) -> Event:
-        """What so many releases are charged as.
+        """The event that so many releases are charged as.
 
         Raises:
             PlanError: the noise multiplier is still to be calibrated, or out of range.
@@ -190,7 +190,7 @@ def counted_tasks(plan: Plan) -> tuple[str, ...]:
 def events_of(
     plan: Plan, requests: Collection[str] | None = None, *, mechanisms: Collection[Mechanism] = tuple(Mechanism)
 ) -> tuple[Event, ...]:
-    """What the answers to these requests are charged as together.
+    """The events that the answers to these requests are charged as.
 
     Args:
         plan: resolved, unless only GAUSSIAN releases are asked for.
@@ -243,7 +243,7 @@ def plan_value(plan: Plan, key: str) -> float:
 
 
 def _request_count(plan: Plan, request: Request) -> int:
-    """How often a run asks it. The last request is asked of every run: it signs, whether or not it releases."""
+    """The number of times that a run asks it. The last request is asked in every run: it also signs."""
     if request is not Request.FINISH and not any(s.is_on(plan) for s in CATALOGUE if s.request is request):
         return 0
     return {Request.ROUND: plan.federation.rounds, Request.STEP: plan.privacy.steps}.get(request, 1)

@@ -1,4 +1,4 @@
-"""What many runs cost together: every event of every run, by two accountants that must not contradict each other."""
+"""The cost of many runs together: every event of every run, by two accountants that must not contradict each other."""
 
 from __future__ import annotations
 

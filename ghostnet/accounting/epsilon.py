@@ -1,4 +1,4 @@
-"""What a list of mechanisms costs one patient: epsilon by PLD, cross-checked by RDP.
+"""The epsilon of a list of mechanisms for one patient, by PLD, cross-checked by RDP.
 
 Both accountants are for the add/remove adjacency of one unit whose influence on each noised sum is at most the norm
 bound (L2 sensitivity 1 in units of the noise multiplier). The privacy loss distribution (Google dp-accounting,
@@ -103,7 +103,7 @@ def epsilon_rdp(events: Sequence[Event], delta: float) -> float:
 
 
 def accountants_agree(by_pld: float, by_rdp: float) -> bool:
-    """Whether epsilon by PLD is within what RDP, a looser and independent bound, allows; never for NaN."""
+    """True if epsilon by PLD is within the bound by RDP, which is looser and independent; never for NaN."""
     return by_pld <= by_rdp * 1.001 + 0.05
 
 

@@ -119,7 +119,7 @@ def repeat_for_hospitals(events: Sequence[Event], hospitals: int) -> tuple[Event
 
 
 def coalition_events(events: Sequence[Event], hospitals_per_patient: int = 1) -> tuple[Event, ...]:
-    """What the events are to the coordinator together with all hospitals but the patient's own.
+    """The events as the coordinator sees them together with all hospitals but the patient's own.
 
     They subtract their sums and their noise; the shares of the patient's own hospitals are left,
     noise_multiplier * sqrt(hospitals_per_patient / hospitals), under what the patient adds at each of them.
@@ -136,7 +136,7 @@ def coalition_events(events: Sequence[Event], hospitals_per_patient: int = 1) ->
 
 
 def other_hospital_events(events: Sequence[Event]) -> tuple[Event, ...]:
-    """What the events are to one other hospital of the run: it knows its own share of the noise."""
+    """The events as one other hospital of the run sees them: it knows its own share of the noise."""
     return tuple(
         _with_shares(event, event.hospitals - 1) if isinstance(event, SharedNoiseSteps) else event for event in events
     )

@@ -1,4 +1,4 @@
-"""What a plan promises: its mechanisms as events, its noise, and epsilon before any data is read."""
+"""The privacy cost of a plan: its mechanisms as events, its noise, and epsilon before any data is read."""
 
 from __future__ import annotations
 

@@ -36,14 +36,14 @@ ROUNDING = 0.005  # of epsilon, kept for the accountant's rounding up
 RELEASES = ((16, 4000), (16, 2000), (16, 1000), (16, 500), (8, 200), (8, 100))
 """(pixels a side, random features) of a release, longest first. More pixels did worse on MNIST and on chest X-rays: the
 fit fills fine detail with grain. On skin lesions the last did better than 32 pixels by far."""
-MOST_SAMPLED = 0.25  # q: more of a cohort a step costs time and gains nothing
+MAX_SAMPLING_RATE = 0.25  # q: more of a cohort a step costs time and gains nothing
 
 Verdict = Literal["useful", "rough", "too few patients"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Release:
-    """What each hospital releases in the warm start."""
+    """The warm-start release of each hospital."""
 
     mu: float  # Gaussian privacy parameter
     side: int  # pixels a side
@@ -137,7 +137,7 @@ def suggest(
         "privacy": {
             "epsilon": epsilon,
             "delta": delta,
-            "sampling_rate": MOST_SAMPLED,
+            "sampling_rate": MAX_SAMPLING_RATE,
             "steps": 0,
             "images_per_patient": images_per_patient,
         },
@@ -208,7 +208,7 @@ def _verdict(signal: float) -> Verdict:
 def _add_steps(tables: dict[str, Any], smallest: int, size: int, minutes: float) -> None:
     """Few large steps: along a budget the signal n * mu does not depend on their number, traffic and noise do."""
     milliseconds = architecture(ModelSpec().architecture).row_milliseconds * (size / 64) ** 2
-    sampling_rate = min(MOST_SAMPLED, max(32, min(300, smallest // 10)) / smallest)
+    sampling_rate = min(MAX_SAMPLING_RATE, max(32, min(300, smallest // 10)) / smallest)
     fakes = max(16, round(sampling_rate * smallest))
     steps = int(minutes * 60_000 / (milliseconds * 2 * fakes))
     tables["privacy"] |= {
@@ -273,5 +273,5 @@ def _epsilon_for(suggestion: Suggestion, delta: float) -> float:
 
 
 def _excess_delta(mu: float, epsilon: float, *, delta: float) -> float:
-    """What the Gaussian mechanism of this mu needs at epsilon beyond delta."""
+    """The delta of the Gaussian mechanism of this mu at epsilon, less the wanted delta."""
     return float(norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2) - delta)

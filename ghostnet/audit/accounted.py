@@ -1,4 +1,4 @@
-"""Whether a hospital draws the noise that it accounts, number for number: exact, no chance in it.
+"""Checks that a hospital draws the noise that it accounts, number for number: exact, not statistical.
 
 A source of entropy that takes notes is given to a hospital; a whole run is asked of it, every request that a plan has.
 The numbers of noise drawn at each standard deviation must be those of the plan's events and no others. A release that
@@ -119,5 +119,5 @@ def release_length(statistic: Statistic, plan: Plan) -> int:
 
 
 def _fraction(std: float) -> float:
-    """What is left of a standard deviation when powers of two, the grid's steps, are taken out; 12 digits."""
+    """The mantissa of a standard deviation, without the powers of two of the grid's steps; 12 digits."""
     return round(math.frexp(std)[0], 12)

@@ -127,7 +127,7 @@ def one_run_epsilon(attack: Guesses, *, delta: float, significance: float) -> fl
 
 
 def refutes(attack: Guesses, tradeoff: Tradeoff, *, significance: float) -> bool:
-    """Whether a mechanism with this trade-off curve allows so many right guesses only with less than `significance`."""
+    """True if a mechanism with this curve reaches so many right guesses with probability below `significance`."""
     r, v, m = attack.guessed, attack.correct, attack.canaries
     right, wrong = significance * v / m, significance * (r - v) / m
     for i in range(v - 1, -1, -1):

@@ -284,7 +284,7 @@ def canary_releases(
     entropy: Entropy,
     progress: Progress = silent,
 ) -> NDArray[np.float64]:
-    """What all steps of a plan release at the canaries' coordinates, (steps, canaries), in units of C.
+    """The values that all steps of a plan release at the canaries' coordinates, (steps, canaries), in units of C.
 
     Args:
         train_round: the loop under audit.

@@ -1,4 +1,4 @@
-"""What a run's releases at the canaries' coordinates say about the step: arrays in, findings out.
+"""Checks of a run's releases at the canaries' coordinates: arrays in, findings out.
 
 Releases are (steps, canaries), in units of the clip norm. Statistical checks allow 5 standard errors.
 """

@@ -1,4 +1,4 @@
-"""Whether a private step is the mechanism that was accounted: its noise, its sampling, its rows, its public values.
+"""Conformance of a private step to the accounted mechanism: its noise, its sampling, its rows, its public values.
 
 Each check takes the piece under test as a function over tensors and returns a `Finding`. They need no patient data:
 random inputs do. Statistical checks allow 5 standard errors, a false alarm below 1e-6 for each statistic.

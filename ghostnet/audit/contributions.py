@@ -1,4 +1,4 @@
-"""What one patient adds to a sum: a function of that patient alone, of norm at most the clip norm.
+"""Checks a patient's contribution to a sum: a function of that patient alone, of norm at most the clip norm.
 
 Noise off, the same coins for everyone. A cohort's sum must be the sum of what its patients add when each is there
 alone; what anyone adds is at most C. Together they bound every pair of neighbours that the cohorts hold, and find what
@@ -38,7 +38,7 @@ Sum = Callable[[Cohort], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """How a cohort's sum is made of its patients.
+    """The parts of a cohort's sum, one a patient.
 
     Attributes:
         largest: norm of the largest part, in units of the sensitivity.
@@ -143,7 +143,7 @@ def check_block_boundaries(
 
 
 class Moves:
-    """How far one patient more moves a sum, and what others add to it, in the pairs tried so far."""
+    """The largest movement of a sum by one patient more, and of the others' parts, in the pairs tried so far."""
 
     def __init__(self) -> None:
         self.tried = 0

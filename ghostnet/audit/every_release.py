@@ -58,7 +58,7 @@ WATCHED, WATCHED_STEPS = 200, 100  # patients whose sampling in pooled steps is 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What is audited: everything that a hospital releases, and what it is accounted as.
+    """The subject of an audit: everything that a hospital releases, and what it is accounted as.
 
     Attributes:
         name: for people.

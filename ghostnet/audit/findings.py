@@ -1,4 +1,4 @@
-"""What a check of a mechanism found."""
+"""The findings of one check of a mechanism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether noise is as large as accounted in every tensor, and fresh: never used twice, never shared.
+"""Checks that noise is as large as accounted in every tensor, and fresh: never used twice, never shared.
 
 Noise arrives by tensor, (releases, numbers), in units of its accounted standard deviation; what was under it is known
 and taken off. Four checks, each with a false alarm below FALSE_ALARM, however many tensors there are:

@@ -242,7 +242,7 @@ def _form(arrays: Arrays) -> Form:
 def answers_of_one_run(
     open_hospital: OpenHospital, cohort: Cohort, plan: Plan, entropy: Source
 ) -> dict[Statistic, Tensor]:
-    """What one hospital releases in one run by the first request and the last, float64."""
+    """The values that one hospital releases in one run by the first request and the last, float64."""
     statistics = single_statistics()
     with joined(open_hospital, [cohort], plan, [entropy]) as run:
         asked = [request for request in Request if any(s.request is request for s in statistics)]

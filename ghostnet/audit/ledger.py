@@ -49,7 +49,7 @@ class Adopted:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerAudit:
-    """What `ghostnet audit ledger` prints; `protects` says whom epsilon is about."""
+    """The report of `ghostnet audit ledger`; `protects` names the privacy unit."""
 
     site: str
     head: str

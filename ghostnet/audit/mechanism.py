@@ -1,4 +1,4 @@
-"""Whether what this installation releases is what it accounts for.
+"""The mechanism audit: this installation's releases, held against what it accounts for.
 
 Four kinds of evidence, all on drawn images, through the hospital's own code:
 
@@ -55,7 +55,7 @@ _ERRORS_OF_VARIANCE = 6.5  # without noise it would be 11; a chi-square has a lo
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How an audit is run. The least bounds are what a correct step exceeds but for one run in a thousand."""
+    """The settings of an audit. A correct step exceeds the least bounds in all but one run in a thousand."""
 
     canaries: int = 5000  # m of the audited run, half of them in
     patients: int = 60  # others in that run
@@ -74,7 +74,7 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class MechanismAudit:
-    """What `ghostnet audit mechanism` prints. Lower bounds hold with 95 % each; the claim is an upper bound."""
+    """The report of `ghostnet audit mechanism`. Lower bounds hold with 95 % each; the claim is an upper bound."""
 
     build: str
     passed: bool

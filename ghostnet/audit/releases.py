@@ -49,7 +49,7 @@ from ghostnet.exchange import pooled
 from ghostnet.exchange.arrays import Arrays
 from ghostnet.exchange.secure_sum import sum_modulo
 from ghostnet.models import build_discriminator
-from ghostnet.plan import LEAST_BANDWIDTH, Plan
+from ghostnet.plan import MIN_BANDWIDTH, Plan
 from ghostnet.plan.federation import Share
 from ghostnet.plan.tasks import REGISTRY as TASKS
 from ghostnet.privacy.noise import Entropy, SystemEntropy, from_grid
@@ -141,8 +141,8 @@ def harmful_releases(
     """Releases under numbers that a coordinator made to harm, and the patients that they were made for."""
     for others in NEIGHBOURS:
         cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
-        narrow = replace(plan, warm_start=replace(plan.warm_start, bandwidth=LEAST_BANDWIDTH))
-        yield _asked(open_hospital, WARM_START, narrow, f"warm start at bandwidth {LEAST_BANDWIDTH:g}"), cohort
+        narrow = replace(plan, warm_start=replace(plan.warm_start, bandwidth=MIN_BANDWIDTH))
+        yield _asked(open_hospital, WARM_START, narrow, f"warm start at bandwidth {MIN_BANDWIDTH:g}"), cohort
         for name in counted_tasks(plan):
             counts, build = UTILITY_COUNTS[name], partial(_untrained, name, plan)
             for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):

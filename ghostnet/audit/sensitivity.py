@@ -1,4 +1,4 @@
-"""How far one patient can move the sum that is noised, measured on neighbouring cohorts.
+"""The sensitivity of the sum that is noised, measured on neighbouring cohorts.
 
 The strongest cheap test of a private step: noise off, the same fakes, one patient more. Over many random and
 adversarial cohorts the sum must never move by more than the clip norm. Images only; nothing here reads patient data.
@@ -22,7 +22,7 @@ _SCALES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # sizes of the extra patient's pixels
 
 @dataclass(frozen=True, kw_only=True)
 class StepInput:
-    """What one discriminator step reads.
+    """The inputs of one discriminator step.
 
     Attributes:
         images: (n, c, h, w), rows of the sampled patients.

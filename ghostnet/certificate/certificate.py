@@ -71,8 +71,8 @@ _UNREADABLE = (
     *(GhostNetError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SafetensorError),
     *(TypeError, ValueError),
 )
-_MOST_BYTES = 10_000_000  # of a certificate that is read at all
-_MOST_STATEMENTS = 1000  # each is looked at in several ways, and every look is told
+_MAX_BYTES = 10_000_000  # of a certificate that is read at all
+_MAX_STATEMENTS = 1000  # each is looked at in several ways, and every look is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ def verify_sampler(folder: Path, *, trusted_keys: Mapping[str, str] | None = Non
 
 
 def not_shown(folder: Path) -> tuple[str, ...]:
-    """What even a certificate that holds does not show, in words; nothing where there is no certificate to read."""
+    """The limits of a valid certificate, in words; empty where there is no certificate to read."""
     found: list[dict[str, Any]] = []
     plans: list[Plan] = []
     read = _check("", lambda: _read_certificate(folder, found) and _read_plan(found[0], plans))
@@ -226,13 +226,13 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
     path = folder / CERTIFICATE_FILE
     require(path.is_file() and not path.is_symlink(), f"{path} is missing or a link; give the folder of a sampler")
-    require(path.stat().st_size <= _MOST_BYTES, f"{path} has more than {_MOST_BYTES} bytes")
+    require(path.stat().st_size <= _MAX_BYTES, f"{path} has more than {_MAX_BYTES} bytes")
     data = path.read_bytes()
     certificate = json_object(data, str(path))
     require(certificate.get("format") == FORMAT, f"{path}: its format is not {FORMAT!r}, which this version reads")
     statements = certificate.get("statements")
-    few = not isinstance(statements, list) or len(statements) <= _MOST_STATEMENTS
-    require(few, f"{path} holds more than {_MOST_STATEMENTS} statements")
+    few = not isinstance(statements, list) or len(statements) <= _MAX_STATEMENTS
+    require(few, f"{path} holds more than {_MAX_STATEMENTS} statements")
     found.append(certificate)
     require(certificate_bytes(certificate) == data, f"{path} is not in the byte form that was signed")
     return FORMAT

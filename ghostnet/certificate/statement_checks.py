@@ -1,4 +1,4 @@
-"""What `ghostnet verify` looks at in the hospitals' statements: each by itself, and all of them together."""
+"""Checks of the hospitals' statements for `ghostnet verify`: each by itself, and all of them together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Look = tuple[str, Callable[[], str]]
 
 _SOFTWARE = {"ghostnet", "ghostnet_sha256", "client_sha256", "python", *PACKAGES}
 _LIFETIME = {"epsilon_pld", "epsilon_rdp", "max_epsilon", "delta", "protects", "adoptions"}
-_MOST_VERSION = 100  # characters; every version is told
+_MAX_VERSION = 100  # characters; every version is told
 _SPENT_SHOWN = 5  # of the requests that died, before "..."
 
 
@@ -116,7 +116,7 @@ def not_understated(name: str, claimed: object, recomputed: float) -> None:
 
 
 def is_signed(statement: SiteStatement) -> bool:
-    """Whether the signature is that of the public key that the statement names."""
+    """True if the signature is that of the public key that the statement names."""
     document = {key: value for key, value in statement.items() if key != "signature"}
     return keys.verify(statement["public_key"], document, statement["signature"])
 
@@ -197,8 +197,8 @@ def _software(statement: SiteStatement) -> str:
     software = statement["software"]
     require(set(software) == _SOFTWARE, f"software lists {', '.join(sorted(software))}")
     digests = [software[name] for name in ("ghostnet_sha256", "client_sha256")]
-    short = all(isinstance(value, str) and len(value) <= _MOST_VERSION for value in software.values())
-    require(short, f"a version is not a text of at most {_MOST_VERSION} characters")
+    short = all(isinstance(value, str) and len(value) <= _MAX_VERSION for value in software.values())
+    require(short, f"a version is not a text of at most {_MAX_VERSION} characters")
     require(all(DIGEST.fullmatch(digest) for digest in digests), "a digest of sources is no SHA-256")
     versions = ", ".join(f"{name} {software[name]}" for name in ("ghostnet", "python", *PACKAGES))
     return f"it says: sources {digests[0][:16]} (ghostnet), {digests[1][:16]} (client); {versions}"

@@ -71,7 +71,7 @@ def round_record(
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a transcript shows about a sampler."""
+    """The result of replaying a transcript against a sampler."""
 
     words: str
     released_mean: torch.Tensor | None  # (embedding.size,) of the warm start; None where the plan has none

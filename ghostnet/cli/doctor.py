@@ -84,7 +84,7 @@ def examine() -> list[Finding]:
 
 
 def _hospital() -> list[Finding]:
-    """What only a hospital needs looked at."""
+    """The checks that only a hospital needs."""
     if ROLES["site"].lacks():
         return []
     libjpeg = importlib.util.find_spec("libjpeg") is not None
@@ -93,7 +93,7 @@ def _hospital() -> list[Finding]:
 
 
 def _allow_list() -> Finding:
-    """Whether what is kept of a header has been checked against the standard's table."""
+    """True if the kept header attributes have been checked against the standard's table."""
     try:
         check_allow_list()
         good, detail = True, f"PS3.15 {EDITION}, {ROWS} attributes: none of them is kept of a header"
@@ -103,7 +103,7 @@ def _allow_list() -> Finding:
 
 
 def _network() -> Finding:
-    """Whether image workers, which parse hostile bytes, can be kept off the network."""
+    """True if image workers, which parse hostile bytes, can be kept off the network."""
     gone = workers_have_no_network()
     blocked = "keep the network: this kernel lets no process give it up; block the site's user by firewall"
     return Finding(name="image workers", good=gone, required=False, detail="give up the network" if gone else blocked)

@@ -16,7 +16,7 @@ from ghostnet.errors import GhostNetError, printable
 
 
 class Commands(LazyGroup):
-    """What `ghostnet` can do."""
+    """The commands of `ghostnet`."""
 
     table = {
         "demo": (

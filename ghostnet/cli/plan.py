@@ -43,7 +43,7 @@ def check(
 
 
 def traffic(plan: Plan, generator: int, discriminator: int, embedding: int) -> dict[str, object]:
-    """What a hospital sends and receives, in megabytes, and who could learn how much of the pooled steps.
+    """The traffic of a hospital, in megabytes, and the epsilon of the pooled steps against colluding parties.
 
     Args:
         plan: resolved.
@@ -67,7 +67,7 @@ def traffic(plan: Plan, generator: int, discriminator: int, embedding: int) -> d
 
 
 def plan_cost(plan: Plan) -> dict[str, object]:
-    """What a resolved plan promises each patient and asks of each hospital."""
+    """Prints the cost of a resolved plan for each patient and for each hospital."""
     promised = claim(plan)
     generator, discriminator = build_generator(plan.networks), build_discriminator(plan.networks)
     weights = sum(p.numel() for p in generator.parameters()) + sum(b.numel() for b in generator.buffers())

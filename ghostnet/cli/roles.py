@@ -1,4 +1,4 @@
-"""What each role needs beside the base installation: the extras of pyproject.toml, by the names of their modules."""
+"""The packages of each role beside the base installation: the extras of pyproject.toml, by their modules' names."""
 
 from __future__ import annotations
 

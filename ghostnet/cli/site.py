@@ -6,7 +6,7 @@ from ghostnet.cli.lazy import LazyGroup, new_app
 
 
 class SiteCommands(LazyGroup):
-    """What `ghostnet site` can do."""
+    """The subcommands of `ghostnet site`."""
 
     table = {
         "init": (

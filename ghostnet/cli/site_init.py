@@ -21,7 +21,7 @@ from ghostnet.plan.keys import keys_of
 from ghostnet.plan.template import explained
 
 _FORMATS = sorted(FORMATS, key=lambda kind: ".png" in FORMATS[kind].suffixes)  # last: masks are PNG too
-_MOST_LOOKED_AT = 2000  # files; the kind shows long before
+_MAX_FILES_SEEN = 2000  # files; the kind shows long before
 
 
 _KEYS = {key.dotted: key for key in keys_of(SiteConfig)}
@@ -206,9 +206,9 @@ def _some_files(folder: Path) -> list[Path]:
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(here, name) for name in sorted(names) if not name.startswith(".")]
-        if len(found) >= _MOST_LOOKED_AT:
+        if len(found) >= _MAX_FILES_SEEN:
             break
-    return found[:_MOST_LOOKED_AT]
+    return found[:_MAX_FILES_SEEN]
 
 
 def _kind_of_file(file: Path) -> str:

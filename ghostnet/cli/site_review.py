@@ -15,7 +15,7 @@ from ghostnet.cli.console import progress_bars, results
 from ghostnet.errors import SiteError
 from ghostnet.plan import load_plan
 
-SHORTEST_KEY = 8  # digits; fewer could mean several images
+MIN_KEY_DIGITS = 8  # digits; fewer could mean several images
 
 Keys = list[str]
 
@@ -76,10 +76,10 @@ def _show(config: SiteConfig, plan_file: Path, out: Path | None) -> None:
 
 
 def _named(key: str, among: Keys, what: str) -> str:
-    found = [other for other in among if other.startswith(key)] if len(key) >= SHORTEST_KEY else []
+    found = [other for other in among if other.startswith(key)] if len(key) >= MIN_KEY_DIGITS else []
     if len(found) != 1:
         raise SiteError(
-            f"{key!r} is not the beginning, {SHORTEST_KEY} digits or more, of one key that is {what}; "
+            f"{key!r} is not the beginning, {MIN_KEY_DIGITS} digits or more, of one key that is {what}; "
             "copy the key from the page"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""What `ghostnet site check` shows: the table of one intake, and what to do about it."""
+"""The output of `ghostnet site check`: the table of one intake, and what to do about it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def intake_view(table: IntakeTable, *, site: Path, quarantine: Path, warnings: S
 
 
 def next_steps(table: IntakeTable, *, site: Path, quarantine: Path) -> list[str]:
-    """What a person may want to do after this intake, most urgent first."""
+    """Advice after this intake, most urgent first."""
     return list(_next_steps(table, site, quarantine))
 
 

@@ -1,4 +1,4 @@
-"""What a hospital answered in one run, as its statement lists it: requests, digests, and the events of those alone.
+"""A hospital's answers in one run, as its statement lists them: requests, digests, and the events of those alone.
 
 Requests are named as in the ledger (`accounting.catalogue.Request`). A run of thousands of pooled steps is listed as
 one entry, with one digest over those of all its answers.
@@ -14,7 +14,7 @@ from ghostnet.accounting.catalogue import Request, run_requests
 from ghostnet.errors import VerifyError
 from ghostnet.evidence.keys import DIGEST
 from ghostnet.plan import Plan
-from ghostnet.plan.federation import MOST_POOLED_STEPS
+from ghostnet.plan.federation import MAX_POOLED_STEPS
 
 _STEP = Request.STEP.value
 
@@ -61,7 +61,7 @@ def read_answered(plan: Plan, answered: Sequence[Mapping[str, Any]], spent: Sequ
 
 def _steps(entry: Mapping[str, Any], spent: Collection[str]) -> list[str]:
     first, last, count = entry["first"], entry["last"], entry["count"]
-    if not (type(first) is type(last) is type(count) is int and 1 <= first <= last <= MOST_POOLED_STEPS):
+    if not (type(first) is type(last) is type(count) is int and 1 <= first <= last <= MAX_POOLED_STEPS):
         raise VerifyError(f"steps from {first!r} to {last!r} are not steps of a run")
     steps, died = [f"{_STEP}{number}" for number in range(first, last + 1)], {*spent}
     answered = [step for step in steps if step not in died]

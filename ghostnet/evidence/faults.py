@@ -64,7 +64,7 @@ class Adoption:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a ledger is held against; read before its entries, which a hospital at work only adds to."""
+    """The witnesses of a ledger; read before its entries, which a hospital at work only adds to."""
 
     path: Path
     file: FileIdentity | None  # the database; None where there is none
@@ -143,7 +143,7 @@ def adopt_fields(adoption: Adoption, found: tuple[Fault, ...], seen: Seen, chain
 
 
 def is_behind(seen: Seen, chain: Chain) -> bool:
-    """Whether the witnesses do not stand at the newest entry, with the file as it is."""
+    """True if a witness is not at the newest entry, with the file as it is."""
     head, witness, newest = seen.head, seen.witness, len(chain)
     if head is None or witness is None or witness.modified_ns == UNKNOWN:
         return True
@@ -151,7 +151,7 @@ def is_behind(seen: Seen, chain: Chain) -> bool:
 
 
 def inspect_ledger(path: Path, *, witness: Path | None = None) -> tuple[Fault, ...]:
-    """What opening the ledger at `path` would refuse; reads only, and works beside a running hospital.
+    """The faults that opening the ledger at `path` would refuse; reads only, also beside a running hospital.
 
     Raises:
         LedgerError: an entry is bad, or a file cannot be read.

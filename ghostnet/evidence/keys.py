@@ -69,7 +69,7 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
 
 
 def is_name(text: str) -> bool:
-    """Whether a party can be called so: 1 to 32 lower-case letters, digits and hyphens."""
+    """True if a text can be a party's name: 1 to 32 lower-case letters, digits and hyphens."""
     return NAME.fullmatch(text) is not None
 
 
@@ -118,7 +118,7 @@ def verify(public: str, document: Mapping[str, Any], signature: str) -> bool:
 
 
 def head_document(*, site: str, head: str) -> dict[str, str]:
-    """What a coordinator signs to countersign a hospital's ledger: the hospital's name and its ledger's head."""
+    """The document that countersigns a hospital's ledger: the hospital's name and its ledger's head."""
     return {"document": "ghostnet ledger head", "head": head, "site": site}
 
 

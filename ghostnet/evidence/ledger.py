@@ -58,7 +58,7 @@ _EPSILON_TOLERANCE = 2e-4  # two steps of the grid that epsilon_pld is rounded u
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What all reserved events cost one patient (or image, as `protects` says) together, at one delta."""
+    """The cost of all reserved events for one patient (or image, as `protects` says) together, at one delta."""
 
     epsilon_pld: float
     epsilon_rdp: float
@@ -237,7 +237,7 @@ class Ledger:
             return {request: digest for (run, request), digest in self._chain.requests.items() if run == run_id}
 
     def state(self, run_id: str, request: str) -> State:
-        """Whether a request may begin ("new"), is spent without an answer ("begun"), or has one ("committed")."""
+        """The state of a request: may begin ("new"), spent without an answer ("begun"), answered ("committed")."""
         with self._usable():
             digest = self._chain.requests.get((run_id, request))
             return "new" if digest is None else "committed" if digest else "begun"
@@ -262,7 +262,7 @@ class Ledger:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing was ever asked of it: it has its open entry and no other."""
+        """True if nothing was ever asked of it: it has its opening entry and no other."""
         with self._usable():
             return len(self._chain) == 1
 

@@ -1,4 +1,4 @@
-"""Which software a hospital says that it ran: digests of the installed sources, and versions of what decides numbers.
+"""The software that a hospital says it ran: digests of the sources, versions of the libraries that decide numbers.
 
 It is the hospital's own word. Nobody outside can tell what really ran.
 """
@@ -20,7 +20,7 @@ Software = dict[str, str]
 
 @cache
 def installed_software(client: Path) -> Software:
-    """What is installed here.
+    """The software that is installed here.
 
     Args:
         client: folder of the package `client`, which shared code cannot name.

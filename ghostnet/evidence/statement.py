@@ -1,4 +1,4 @@
-"""What one hospital signs about a run, and what a plan says was done to each patient.
+"""A hospital's signed statement about a run, and the mechanism that a plan says was applied to each patient.
 
 A statement is about what the hospital answered, and nothing else: a round that was never asked for is not in it. It
 binds every file of the sampler but the certificate itself.
@@ -68,7 +68,7 @@ POOLED_NOT_COVERED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Lifetime:
-    """What all runs ever reserved at a hospital cost together, and what it allows at most."""
+    """The cost of all runs ever reserved at a hospital, and the most that it allows."""
 
     epsilon_pld: float
     epsilon_rdp: float
@@ -100,7 +100,7 @@ def site_statement(
     public_images_sha256: str = "",
     masked_with: dict[str, str] | None = None,
 ) -> SiteStatement:
-    """What one hospital signs about its part in a run.
+    """A hospital's signed statement about its part in a run.
 
     Args:
         site: the hospital's name.
@@ -199,12 +199,12 @@ def signed_unit(statement: SiteStatement, plan: Plan) -> Unit:
 
 
 def _at_least(unit: Unit, plan: Plan) -> bool:
-    """Whether a unit is the plan's or the patient, who covers more than an image."""
+    """True if a unit is the plan's or the patient, who covers more than an image."""
     return unit in ("patient", plan.privacy.unit)
 
 
 def not_covered(plan: Plan) -> list[str]:
-    """What nobody may read into a plan's epsilon."""
+    """The limits of a plan's epsilon: what it does not cover."""
     return [
         *NOT_COVERED,
         *(IMAGE_NOT_COVERED if plan.privacy.unit == "image" else ()),
@@ -236,7 +236,7 @@ def mechanism(plan: Plan) -> dict[str, Any]:
 
 
 def _federation(plan: Plan) -> dict[str, Any]:
-    """What a plan says beyond equal averages of generators; nothing for those."""
+    """The combination of a plan beyond equal averages of generators; nothing for those."""
     federation = plan.federation
     words: dict[str, Any] = {}
     if federation.share != "generator":
@@ -253,7 +253,7 @@ def _federation(plan: Plan) -> dict[str, Any]:
 
 
 def _released(plan: Plan) -> dict[str, Any]:
-    """What left each hospital in the steps or rounds, where it is not the generator alone."""
+    """The values that left each hospital in the steps or rounds, where they are not the generator alone."""
     released = RELEASED.get(plan.federation.share)
     return {} if released is None else {"released": list(released)}
 

@@ -66,7 +66,7 @@ def lock_writer(path: Path) -> int:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether a writer has ledger `path` open now."""
+    """True if a writer has ledger `path` open now."""
     try:
         descriptor = os.open(path.with_suffix(".lock"), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -185,6 +185,6 @@ def read_head(path: Path) -> tuple[int, str] | None:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a crash left a transaction that SQLite undoes when it opens the database next."""
+    """True if a crash left a transaction that SQLite undoes when it opens the database next."""
     journal = path.with_name(path.name + "-journal")
     return journal.exists() and journal.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""How the hospitals' answers to a round become the federation's weights: the plan's server optimiser, array by array.
+"""Combines the hospitals' answers to a round into new weights: the plan's server optimiser, array by array.
 
 The coordinator combines with this and `ghostnet verify` recomputes with it. Sums are taken in the order of the
 hospitals' names and element by element in float32, so that every machine gets the same bits. The formulas are those of

@@ -32,7 +32,7 @@ from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays
 from ghostnet.exchange.secure_sum import MAX_ROSTER_CHARACTERS
 from ghostnet.plan import Plan, plan_from_dict
-from ghostnet.plan.federation import MAX_ROUNDS, MOST_POOLED_STEPS
+from ghostnet.plan.federation import MAX_POOLED_STEPS, MAX_ROUNDS
 
 MAX_PLAN_CHARACTERS = 100_000
 MAX_FILES = 20  # of a sampler
@@ -125,7 +125,7 @@ IntArrays = Annotated[Arrays, _arrays_of(np.int64), _AS_IT_IS]
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What every request carries."""
+    """The fields that every request carries."""
 
     __pydantic_config__ = _AGREED
 
@@ -174,7 +174,7 @@ class StepRequest:
     __pydantic_config__ = _AGREED
     kind: ClassVar[str] = protocol.STEP
 
-    step: Annotated[int, Field(strict=True, ge=1, le=MOST_POOLED_STEPS)]
+    step: Annotated[int, Field(strict=True, ge=1, le=MAX_POOLED_STEPS)]
     roster: Annotated[str, Field(strict=True, max_length=MAX_ROSTER_CHARACTERS)]
     discriminator: FloatArrays
 

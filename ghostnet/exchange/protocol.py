@@ -32,7 +32,7 @@ REFUSALS = (REFUSED, SPENT, FAILED, LATE)
 
 
 def is_head(value: object) -> bool:
-    """Whether it is a ledger head in form: 64 hexadecimal digits in lower case."""
+    """True if the text has the form of a ledger head: 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
@@ -42,5 +42,5 @@ def head_tag(run_id: str, public_key: str) -> str:
 
 
 def join_document(*, run_id: str, head: str) -> dict[str, str]:
-    """What a hospital signs when it joins: that the key is its own, so that nobody speaks for its ledger."""
+    """The document that a hospital signs when it joins: the key is its own, so nobody else speaks for its ledger."""
     return {"document": "ghostnet join", "head": head, "run_id": run_id}

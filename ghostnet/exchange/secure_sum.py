@@ -74,7 +74,7 @@ def hospitals_sha256(run_id: str, public_keys: Mapping[str, str]) -> str:
 
 
 def mask_key_document(*, run_id: str, plan_hash: str, site: str, mask_key: str) -> dict[str, str]:
-    """What a hospital signs: that this mask key is its own, for this run of this plan."""
+    """The bytes that a hospital signs to say that this mask key is its own, for this run of this plan."""
     return {"document": "ghostnet mask key", "mask_key": mask_key, "plan": plan_hash, "run": run_id, "site": site}
 
 

@@ -26,7 +26,7 @@ IMPLEMENTATION_UID = "2.25.281537043166870926953034611397106180451"  # made once
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where synthetic images come from; written to Contributing Equipment.
+    """The origin of synthetic images; written to Contributing Equipment.
 
     Attributes:
         sampler_name: name of the sampler's plan.
@@ -45,7 +45,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What all files of one export share."""
+    """The attributes that all files of one export share."""
 
     study_uid: str
     series_uid: str

@@ -64,7 +64,7 @@ def draw_in_one_pass(generator: nn.Module, z: torch.Tensor, labels: torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What is particular to a pair of networks.
+    """The record of an architecture: the facts that are particular to its pair of networks.
 
     Attributes:
         sizes: pixels a side that it draws, ascending.
@@ -97,7 +97,7 @@ class Architecture:
     build_discriminator: Callable[[NetworkSizes], nn.Module]
 
     def penalty_place(self, wanted: str) -> str:
-        """Where the gradient penalty is taken, "none", "fakes" or "patient"; `wanted` may be "auto"."""
+        """The points of the gradient penalty, "none", "fakes" or "patient"; `wanted` may be "auto"."""
         if wanted != "auto":
             return wanted
         return "fakes" if self.penalised_by_default else "none"

@@ -26,7 +26,7 @@ from ghostnet.privacy.layers import row_independent
 from ghostnet.privacy.penalised import InputPenalty
 
 BASE = 4  # pixels a side of the smallest maps
-MOST_CHANNELS = 512
+MAX_CHANNELS = 512
 LEAKY_SLOPE, GAIN = 0.2, math.sqrt(2)  # the gain keeps the scale of activations
 MAPPING_LAYERS = 2
 MAPPING_RATE = 0.01  # learning rate of the mapping network, relative
@@ -62,7 +62,7 @@ class Generator(nn.Module):
         super().__init__()
         self.truncation = truncation
         self.squash = nn.Tanh() if pixel_range == "[-1,1]" else nn.Sigmoid()
-        style = min(8 * width, MOST_CHANNELS)
+        style = min(8 * width, MAX_CHANNELS)
         self.label_code = nn.Embedding(labels, latent)
         nn.init.normal_(self.label_code.weight)
         self.mapping = nn.ModuleList(
@@ -345,7 +345,7 @@ def _equalised(layer: nn.Conv2d | nn.Linear, fan_in: int) -> nn.Sequential:
 
 def _channels(size: int, side: int, width: int) -> int:
     """Channels of maps of `side` pixels: doubled with every halving, up to eight times the width."""
-    return min(width * min(size // side, 8), MOST_CHANNELS)
+    return min(width * min(size // side, 8), MAX_CHANNELS)
 
 
 def _sides(size: int) -> list[int]:

@@ -1,8 +1,8 @@
 from ghostnet.plan.embedding import Embedding
 from ghostnet.plan.load import load_plan, parse_plan, plan_from_dict
 from ghostnet.plan.spec import (
-    LEAST_BANDWIDTH,
-    MOST_BANDWIDTH,
+    MAX_BANDWIDTH,
+    MIN_BANDWIDTH,
     FederationSpec,
     GradientPenalty,
     ImageSpec,
@@ -21,9 +21,9 @@ __all__ = [
     "FederationSpec",
     "GradientPenalty",
     "ImageSpec",
-    "LEAST_BANDWIDTH",
+    "MIN_BANDWIDTH",
     "Loss",
-    "MOST_BANDWIDTH",
+    "MAX_BANDWIDTH",
     "ModelSpec",
     "Plan",
     "PrivacySpec",

@@ -1,4 +1,4 @@
-"""Which parts of a plan go together: sizes, losses and penalties of each architecture.
+"""Compatibility of a plan's parts: sizes, losses and penalties of each architecture.
 
 What cannot work is refused when the plan is read, in one line that says what to change, and not at a hospital.
 """

@@ -9,7 +9,7 @@ from ghostnet.models import PixelRange
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """What an image is embedded by (`ghostnet.training.warm_start`), the same at every party. All of it is public.
+    """The embedding of an image (`ghostnet.training.warm_start`), the same at every party. All of it is public.
 
     Attributes:
         labels: number of classes.

@@ -18,9 +18,9 @@ ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam", "trimmed-mean", "media
 
 ROBUST = ("trimmed-mean", "median")  # they rank the hospitals' values, so a weight would have no meaning
 MAX_ROUNDS = 10_000
-MOST_POOLED_STEPS = 20_000  # each is a request of its own in every ledger
-MOST_POOLED_HOSPITALS = 100  # each masks with every other one
-LEAST_OF_A_MEDIAN = 3  # the median of two is their mean
+MAX_POOLED_STEPS = 20_000  # each is a request of its own in every ledger
+MAX_POOLED_HOSPITALS = 100  # each masks with every other one
+MIN_HOSPITALS_OF_MEDIAN = 3  # the median of two is their mean
 
 _WEIGHT = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 WEIGHTS_SCHEMA = {
@@ -54,7 +54,7 @@ class HospitalWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class FederationSpec:
-    """How the hospitals work together."""
+    """The settings of the federation: rounds, combination, sharing."""
 
     rounds: Annotated[
         int,
@@ -72,7 +72,7 @@ class FederationSpec:
         key(
             "Pooled: exactly so many, each adding 1/hospitals of the noise's variance; 0 in other modes.",
             ge=0,
-            le=MOST_POOLED_HOSPITALS,
+            le=MAX_POOLED_HOSPITALS,
         ),
     ] = 0
     server_optimizer: Annotated[ServerOptimizer, key("How the server combines what the hospitals send.")] = "fedavg"
@@ -109,7 +109,7 @@ class FederationSpec:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether hospitals add up one noised sum, step by step."""
+        """True if the hospitals add up one noised sum at every step."""
         return self.share == "pooled"
 
     @property
@@ -171,8 +171,8 @@ def _check_pooled(federation: FederationSpec, steps: int, source: str) -> None:
             )
         return
     check = partial(check_number, source=source, error=PlanError)
-    check(federation.hospitals, key="federation.hospitals", low=2, high=MOST_POOLED_HOSPITALS)
-    check(steps, key="privacy.steps", low=1, high=MOST_POOLED_STEPS)
+    check(federation.hospitals, key="federation.hospitals", low=2, high=MAX_POOLED_HOSPITALS)
+    check(steps, key="privacy.steps", low=1, high=MAX_POOLED_STEPS)
     check(federation.hospitals_per_patient, key="federation.hospitals_per_patient", high=federation.hospitals)
     if federation.server_optimizer != "fedavg" or federation.weights:
         raise PlanError(
@@ -192,7 +192,7 @@ def _check_optimizer(federation: FederationSpec, source: str) -> None:
             f"trimmed-mean with trim = {federation.trim:g} of min_hospitals = {least} cuts nobody off; "
             f"raise one of them until trim * min_hospitals >= 1 in {source}"
         )
-    if name == "median" and least < LEAST_OF_A_MEDIAN:
+    if name == "median" and least < MIN_HOSPITALS_OF_MEDIAN:
         raise PlanError(
             f"the median of min_hospitals = {least} is no more robust than a mean; set it to 3 or more in {source}"
         )

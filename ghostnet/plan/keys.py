@@ -35,7 +35,7 @@ def key(
     schema: Mapping[str, Any] | None = None,
     **bounds: Any,
 ) -> Any:
-    """What is said of one key, beside its type.
+    """Describes one key, beside its type.
 
     Args:
         words: what it does.
@@ -148,7 +148,7 @@ def kinds_of(info: FieldInfo) -> tuple[str, ...]:
 
 
 def table_words(cls: type[Any], table: str) -> str:
-    """What a table of a file is about."""
+    """The words of a table of a file."""
     info = found_at(cls, tuple(table.split(".")))
     return "" if info is None else info.description or ""
 
@@ -178,7 +178,7 @@ def found_at(cls: type[Any], place: tuple[int | str, ...]) -> FieldInfo | None:
 
 
 def allowed(info: FieldInfo) -> str:
-    """What a field may hold: "> 0 and <= 1", or the words of a choice; "" where its type says all."""
+    """The allowed values of a field: "> 0 and <= 1", or the words of a choice; "" where its type says all."""
     hint = bare(info.annotation)
     if get_origin(hint) is Literal:
         return ", ".join(json.dumps(choice) for choice in get_args(hint))

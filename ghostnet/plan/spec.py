@@ -28,7 +28,7 @@ Loss = Literal["non-saturating", "hinge", "wasserstein"]
 Denoise = Literal["auto", "none"]
 Unit = Literal["patient", "image"]
 
-LEAST_BANDWIDTH, MOST_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
+MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1000.0  # kernel scales for pixels in [0,1]; plans in use have 1 to 16
 
 PLAN_FORMAT = 1
 """Part of every plan's hash; raised when a key changes its meaning."""
@@ -36,7 +36,7 @@ PLAN_FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """What one training image is."""
+    """The format of a training image."""
 
     size: Annotated[
         int,
@@ -143,9 +143,9 @@ class WarmStartSpec:
     feature_size: Annotated[
         int, key("Side at which features are taken; at most image.size.", ge=4, le=4096, unit="pixels")
     ] = 32
-    bandwidth: Annotated[Number, key("Kernel scale for images in [0,1].", ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH)] = 4.0
+    bandwidth: Annotated[Number, key("Kernel scale for images in [0,1].", ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)] = 4.0
     more_bandwidths: Annotated[
-        tuple[Annotated[Number, Field(ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH)], ...],
+        tuple[Annotated[Number, Field(ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)], ...],
         key("Further scales; the features are shared out among all of them."),
     ] = ()
     mean_image_weight: Annotated[Number, key("Share of a patient's norm that goes to the mean image.", ge=0, lt=1)] = (
@@ -265,7 +265,7 @@ class Plan:
 
     @property
     def gradient_penalty(self) -> str:
-        """Where the discriminator's gradient penalty is taken: "none", "fakes" or "patient"."""
+        """The points of the discriminator's gradient penalty: "none", "fakes" or "patient"."""
         return architecture(self.model.architecture).penalty_place(self.training.gradient_penalty)
 
     @property
@@ -290,12 +290,12 @@ class Plan:
 
     @property
     def has_transcript(self) -> bool:
-        """Whether a run gets answers that its sampler can be held against; a pooled step's are under masks."""
+        """True if a run publishes a transcript; a pooled run does not, because its answers are masked."""
         return self.warm_start.noise_multiplier > 0 or not self.federation.is_pooled
 
     @property
     def perceptual_releases(self) -> int:
-        """How often a hospital releases its discriminator's features: at the start of each round but the first."""
+        """The number of perceptual releases: one at the start of each round but the first."""
         return self.federation.rounds - 1 if self.training.perceptual_noise_multiplier > 0 else 0
 
     def round_steps(self, server_round: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """What is known of a task without its code.
+    """The facts of a task that are known without its code.
 
     Attributes:
         module: that holds its `TASK`.

@@ -90,7 +90,7 @@ def _noted(words: str, *facts: str) -> str:
 
 
 def _is_written(key: Key, values: Mapping[str, object], chosen: Collection[str]) -> bool:
-    """Whether a key counts, with a value that was given or with its default."""
+    """True if a key counts, with a value that was given or with its default."""
     if key.dotted in values:
         return True
     applies = all(not kinds or not set(kinds).isdisjoint(chosen) for kinds in (key.kinds, key.table_kinds))

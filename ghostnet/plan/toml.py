@@ -83,7 +83,7 @@ def _no_value(value: object) -> object:
 
 
 def _message(cls: type[Any], fault: Mapping[str, Any], *, source: str, prefix: str) -> str:
-    """What was given, what was expected, and what to do."""
+    """The message of an error: the given value, the expected one, and the remedy."""
     kind, place, value = fault["type"], fault["loc"], _shown(fault["input"])
     key = _dotted(prefix, place)
     if kind == _UNKNOWN:

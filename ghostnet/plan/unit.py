@@ -25,12 +25,12 @@ _PROTECTS: dict[Unit, str] = {
 
 
 def protects(unit: Unit) -> str:
-    """Who one epsilon is about, for people."""
+    """The privacy unit, in words for people."""
     return _PROTECTS[unit]
 
 
 def adjacency(unit: Unit) -> str:
-    """What two neighbouring data sets differ by."""
+    """The adjacency: the difference between two neighbouring data sets."""
     return f"add/remove one {unit}"
 
 
@@ -50,7 +50,7 @@ def lifetime_unit(units: Collection[Unit]) -> Unit:
 
 
 def lifetime_protects(units: Collection[Unit]) -> str:
-    """What the epsilon of several runs on one cohort together is about.
+    """The privacy unit of several runs on one cohort together.
 
     Runs of either unit compose in one sum, which is right for a person with one image. In a run per image a patient
     with k images counts k times, so the sum says nothing of all of them together.

@@ -44,7 +44,7 @@ from ghostnet.errors import PlanError
 from ghostnet.privacy.precision import whole_float32
 
 BLOCK_ROWS = 16  # a multiple of 8: remainders of a vector register are where kernels change their order
-LEAST_ROWS = 8
+MIN_ROWS = 8
 _WIDE_ROWS = 64  # where nothing but the rows' results is held
 _COPIES = (0, 1, 2, 0, 3)  # by place: a row by itself (0), a pair of rows (1, 2), another row (3); again and again
 _SHIFTS = (0, 2)  # of that order in the self-test's two blocks: together they link all places (tests/privacy)
@@ -66,7 +66,7 @@ class Block:
 
 def block_rows(most: int) -> int:
     """Rows of a block where at most so many may be in memory: BLOCK_ROWS, or fewer, a multiple of 8 in any case."""
-    return max(LEAST_ROWS, min(most, BLOCK_ROWS) // LEAST_ROWS * LEAST_ROWS)
+    return max(MIN_ROWS, min(most, BLOCK_ROWS) // MIN_ROWS * MIN_ROWS)
 
 
 def blocks_of(sizes: Sequence[int], *, block: int, shared: bool) -> Iterator[Block]:
@@ -124,7 +124,7 @@ def row_by_row(
         As this module's.
     """
     shared = _rows_are_invariant(probe or function, rows[:0], kind)
-    most, block = (_WIDE_ROWS, _WIDE_ROWS) if shared else (1, LEAST_ROWS)
+    most, block = (_WIDE_ROWS, _WIDE_ROWS) if shared else (1, MIN_ROWS)
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         with whole_float32():
@@ -133,7 +133,7 @@ def row_by_row(
 
 
 def shapes_of(network: nn.Module) -> Hashable:
-    """What decides which kernels a network runs on: its layers, their modes, its parameters' shapes and layouts."""
+    """The facts that decide a network's kernels: its layers, their modes, its parameters' shapes and layouts."""
     parameters = tuple((p.shape, p.stride(), p.dtype) for p in network.parameters())
     return str(network), tuple(layer.training for layer in network.modules()), parameters
 
@@ -216,7 +216,7 @@ def _copies_agree(results: Results, like: Tensor, *, block: int, pairs: bool) ->
 
 
 def _arranged(block: int, shift: int) -> Tensor:
-    """Which copy stands at each place of a block, int64 (block,); half a pair at an end gives way to a single row."""
+    """The copy at each place of a block, int64 (block,); half a pair at an end gives way to a single row."""
     copies = torch.tensor([_COPIES[(place + shift) % len(_COPIES)] for place in range(block)])
     if copies[0] == 2:
         copies[0] = 0
@@ -226,7 +226,7 @@ def _arranged(block: int, shift: int) -> Tensor:
 
 
 def _as_expected(parts: Iterable[Tensor], alike: dict[int, list[int]], expected: dict[tuple[int, int], Tensor]) -> bool:
-    """Whether copies agree with each other and with those before; where there are none yet, they are written down."""
+    """True if copies agree with each other and with those before; where there are none yet, they are written down."""
     is_first, seen = not expected, 0
     for index, part in enumerate(parts):
         for number, places in alike.items():

@@ -23,7 +23,7 @@ def convolution(layer: nn.Conv2d, x: Tensor, g: Tensor, groups: Groups) -> dict[
 
 
 def _patches(layer: nn.Conv2d, x: Tensor, scratch: Scratch) -> Tensor:
-    """What each tap of the kernel sees at each position of the output: (r, in kh kw, positions).
+    """The input of each kernel tap at each position of the output: (r, in kh kw, positions).
 
     As `torch.nn.functional.unfold`, at half its time.
     """

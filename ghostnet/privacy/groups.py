@@ -97,7 +97,7 @@ def _fits(held: Tensor, numbers: int, like: Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Which rows belong together; rows of a group follow each other.
+    """A partition of rows into groups; rows of a group are contiguous.
 
     Attributes:
         ids: int64 (r,), 0..p-1 in ascending order.
@@ -111,7 +111,7 @@ class Groups:
 
     @property
     def are_rows(self) -> bool:
-        """Whether every group is one row."""
+        """True if every group is one row."""
         return max(self.sizes, default=1) == 1
 
     def sum(self, per_row: Tensor, out: Tensor) -> Tensor:
@@ -176,12 +176,12 @@ def outer_products(x: Tensor, g: Tensor, groups: Groups) -> ParameterGradient:
 
 
 def is_kept(numbers: int) -> bool:
-    """Whether a gradient of so many numbers is kept from the norm to the sum, or formed again for it."""
+    """True if a gradient of so many numbers is kept from the norm to the sum; it is formed again otherwise."""
     return numbers <= KEPT_NUMBERS
 
 
 def _gram_is_cheaper(inputs: int, outputs: int, positions: int) -> bool:
-    """Whether norms are cheaper from Gram matrices, in float64, than from the gradient; by public shapes alone."""
+    """True if norms are cheaper from Gram matrices, in float64, than from the gradient; by public shapes alone."""
     return 2 * positions * (inputs + outputs) <= inputs * outputs
 
 

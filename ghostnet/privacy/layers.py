@@ -1,4 +1,4 @@
-"""What a discriminator may be made of: layers whose output for one row depends on that row alone.
+"""The layers that a discriminator may use: their output for one row depends on that row alone.
 
 A per-patient gradient exists only where no layer mixes rows. What is not known to keep rows apart is refused, because
 an unsupported layer would break the guarantee without any visible sign.

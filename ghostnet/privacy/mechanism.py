@@ -59,7 +59,7 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class GradientEngine(Enum):
-    """How per-patient gradients are computed; every choice gives the same sums up to rounding."""
+    """The ways of computing per-patient gradients; all give the same sums up to rounding."""
 
     KERNELS = "kernels"  # by book-keeping (bookkeeping.py)
     OPACUS_HOOKS = "opacus-hooks"  # Opacus's per-sample gradients, kept in memory
@@ -369,7 +369,7 @@ def _add_clipped(
 def _is_invariant(
     discriminator: nn.Module, rows: Rows, gradients: BlockGradients, block: int, kind: Hashable, scratch: Scratch
 ) -> bool:
-    """Whether this process computes a group's part independent of its place and neighbours; tried once a network."""
+    """True if this process computes a group's part independent of its place and neighbours; tried once a network."""
 
     @cache
     def probe() -> nn.Module:

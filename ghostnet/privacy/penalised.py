@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from ghostnet.privacy.blocks import LEAST_ROWS, block_rows
+from ghostnet.privacy.blocks import MIN_ROWS, block_rows
 from ghostnet.privacy.groups import ParameterGradient, Scratch, kept
 from ghostnet.privacy.layers import check_discriminator
 from ghostnet.privacy.mechanism import RowLoss, Rows, check_step, sum_clipped
@@ -61,7 +61,7 @@ class PenalisedGradients:
         """
         check_step(self._discriminator, clip_norm=clip_norm, physical_rows=physical_rows)
         numbers = sum(p.numel() for p in self._discriminator.parameters() if p.requires_grad)
-        most = min(physical_rows, max(LEAST_ROWS, _GRADIENT_NUMBERS // max(1, numbers)))
+        most = min(physical_rows, max(MIN_ROWS, _GRADIENT_NUMBERS // max(1, numbers)))
 
         def gradients(discriminator: nn.Module, block: Rows, scratch: Scratch) -> dict[str, ParameterGradient]:
             return self._gradients(discriminator, block, row_loss, scratch)

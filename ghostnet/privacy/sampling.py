@@ -1,4 +1,4 @@
-"""Who takes part in a step: patients by secure coins, at most so many images of each."""
+"""Poisson sampling of patients by secure coins, and of at most so many images of each."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _MAX_RUNS = 3  # rows of the table; a page holds no more
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the hospital's site.toml allows on the day of the record."""
+    """The hospital's limits in site.toml on the day of the record."""
 
     max_epsilon: float
     delta: float
@@ -108,7 +108,7 @@ def _run(run: RunSpend) -> dict[str, Any]:
 
 
 def _contribution_bounds(events: Sequence[Event]) -> Iterator[str]:
-    """What one unit adds to each noised sum, over the noise's standard deviation: the ratio that epsilon rests on."""
+    """One unit's largest share of each noised sum, over the noise's standard deviation; epsilon rests on it."""
     for event in events:
         sigma = event.noise_multiplier
         if isinstance(event, GaussianRelease):
@@ -127,7 +127,7 @@ def _share(noise_multiplier: float) -> str:
 
 
 def _pooled(events: Sequence[Event], delta: float) -> dict[str, Any] | None:
-    """What the coordinator and all other hospitals together could learn; None where no noise was shared."""
+    """Epsilon against the coordinator together with all other hospitals; None where no noise was shared."""
     shared = [event.hospitals for event in events if isinstance(event, SharedNoiseSteps)]
     if not shared:
         return None

@@ -24,7 +24,7 @@ from ghostnet.sampler.pixels import to_uint8
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.utility.task import find_task
 
-LARGEST_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
+MAX_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def _lead(report: Mapping[str, Any]) -> str:
 
 
 def _odds(epsilon: float | None) -> str:
-    if epsilon is None or epsilon > math.log(LARGEST_ODDS):
+    if epsilon is None or epsilon > math.log(MAX_ODDS):
         return ""
     return f"{math.exp(epsilon):,.2f}" if epsilon < 3 else f"{math.exp(epsilon):,.0f}"
 

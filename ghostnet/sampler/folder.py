@@ -34,7 +34,7 @@ TRANSCRIPT_FILE, CERTIFICATE_FILE = "transcript.safetensors", "certificate.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """What config.json holds. All of it is public."""
+    """The contents of config.json. All of it is public."""
 
     format: str
     name: str
@@ -53,7 +53,7 @@ class SamplerConfig:
 def sampler_config(
     plan: Plan, *, run_id: str, weights_sha256: str, label_prior: tuple[float, ...] | None = None
 ) -> SamplerConfig:
-    """What is drawn: the plan's networks and images, with the label prior that the warm start released, if it did."""
+    """The sampler's settings: the plan's networks and images, with the label prior that the warm start released."""
     return SamplerConfig(
         format=FORMAT,
         name=plan.name,

@@ -39,7 +39,7 @@ IMAGES_A_PATIENT = (0.80, 0.14, 0.04, 0.02)  # share of patients with 1, 2, 3 an
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """How one hospital's machine writes what it sees."""
+    """The imaging equipment of one hospital."""
 
     hospital: str
     modality: str

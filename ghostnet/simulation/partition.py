@@ -60,7 +60,7 @@ def write_sites(
 
 
 def _limits(plan: Plan) -> dict[str, object]:
-    """What the plan asks for, as a simulated hospital's own limits."""
+    """The limits of a simulated hospital: exactly what the plan asks for."""
     limits: dict[str, object] = {
         "data.kind": "npz",
         "data.path": "data.npz",

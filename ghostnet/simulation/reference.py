@@ -147,7 +147,7 @@ def _fidelity(
     plan: Plan, source: Synthetic, model: classifier.Classifier, train: Cohort, test: Cohort
 ) -> dict[str, float]:
     """Through the features of the classifier trained on real images; labels of the fakes as among the test images."""
-    n = min(len(test.labels), fidelity.LARGEST_SET)
+    n = min(len(test.labels), fidelity.MAX_IMAGES)
     public = torch.Generator().manual_seed(plan.seed + 2)
     rows = torch.randperm(len(test.labels), generator=public)[:n]
     fakes = draw_labels(source, test.labels[rows], seed=plan.seed + 2)

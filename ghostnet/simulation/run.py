@@ -27,7 +27,7 @@ from server.app import build_app as build_server_app
 
 
 class Engine(StrEnum):
-    """What carries the messages."""
+    """The engine that carries the messages."""
 
     EMBEDDED = "embedded"
     RAY = "ray"

@@ -15,16 +15,16 @@ import torch
 
 MASS_WEIGHT = 0.2  # c: at noise std s, a class's mass is released with an error of s / c patients
 FEATURE_WEIGHT = math.sqrt(1 - MASS_WEIGHT**2)  # norm that features have left beside the mass
-SMALLEST_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
+MIN_SHARE = 0.01  # a class whose released share is below this is treated as having it; noise can make it negative
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMeans:
-    """What a release says about each class, by post-processing alone.
+    """Class means and masses from a release, by post-processing alone.
 
     Attributes:
         means: (labels, d) noisy mean of the features of a class's images.
-        shares: (labels,) noisy share of each class among patients, at least SMALLEST_SHARE, summing to 1.
+        shares: (labels,) noisy share of each class among patients, at least MIN_SHARE, summing to 1.
     """
 
     means: torch.Tensor
@@ -78,9 +78,9 @@ def iter_patient_blocks(
 
 
 def class_masses(blocks: torch.Tensor) -> torch.Tensor:
-    """Released mass of each class, at least SMALLEST_SHARE of all: (labels, width) -> (labels,)."""
+    """Released mass of each class, at least MIN_SHARE of all: (labels, width) -> (labels,)."""
     mass = blocks[:, -1] / MASS_WEIGHT
-    return mass.clamp(min=SMALLEST_SHARE * mass.sum())
+    return mass.clamp(min=MIN_SHARE * mass.sum())
 
 
 def means_of(blocks: torch.Tensor) -> ClassMeans | None:

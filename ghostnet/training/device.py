@@ -1,4 +1,4 @@
-"""Where the heavy arithmetic runs: the device that a machine's own settings name, never the plan."""
+"""The device of the heavy arithmetic: named by a machine's own settings, never by the plan."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from ghostnet.training.losses import discriminator_loss, fakes_penalty, generato
 from ghostnet.training.perceptual import perceptual_loss, release_features
 from ghostnet.training.release import release_step
 from ghostnet.training.rollback import Watch
-from ghostnet.training.warm_start import embedding_loss, unseen_detail
+from ghostnet.training.warm_start import embedding_loss, high_frequency_residual
 
 AddNoise = Callable[[int, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -159,7 +159,7 @@ def train_round(
             if released_mean is not None and training.embedding_weight > 0:
                 loss = loss + training.embedding_weight * embedding_loss(images, labels, released_mean, embedding)
             if training.detail_weight > 0:
-                loss = loss + training.detail_weight * unseen_detail(images, embedding.feature_size)
+                loss = loss + training.detail_weight * high_frequency_residual(images, embedding.feature_size)
             if perceptual is not None:
                 loss = loss + training.perceptual_weight * perceptual_loss(images, labels, perceptual)
             if reason := watch.diverged(images, labels, loss):
@@ -172,7 +172,7 @@ def train_round(
                 _move_average(average, generator, training.ema)
                 watch.keep(average, discriminator, step)
         progress("adversarial", step + 1 - first_step, steps)
-    generator.load_state_dict(watch.sound(average, step=first_step + steps).state_dict())
+    generator.load_state_dict(watch.last_finite(average, step=first_step + steps).state_dict())
 
 
 def private_views(images: torch.Tensor, views: int, entropy: Entropy) -> torch.Tensor:
@@ -181,7 +181,7 @@ def private_views(images: torch.Tensor, views: int, entropy: Entropy) -> torch.T
 
 
 def patient_gradients(discriminator: nn.Module, plan: Plan) -> PatientGradients | PenalisedGradients:
-    """What computes a step's clipped sum: the fast way, or row by row where each patient's loss holds a penalty."""
+    """Computes a step's clipped sum: the fast way, or row by row where each patient's loss holds a penalty."""
     if plan.gradient_penalty != "patient":
         return PatientGradients(discriminator)
     penalty, weight = _input_penalty(plan), plan.training.gradient_penalty_weight
@@ -278,7 +278,7 @@ def _generator_is_due(
     step: int,
     waited: int,
 ) -> bool:
-    """Whether the generator steps now.
+    """True if the generator takes a step now.
 
     A fixed n_D counts steps. An adaptive one waits, between its least and its most, until the discriminator tells this
     step's fakes apart well enough (Bie et al. 2023). It never asks about reals: their accuracy is private.

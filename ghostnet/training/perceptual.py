@@ -41,7 +41,7 @@ BLOCK_NUMBERS = 1 << 24  # of patients' vectors in memory at once, at least one 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualTarget:
-    """What was released, and the network that it was released under. Both are public.
+    """Released features and the network that they were computed with. Both are public.
 
     Attributes:
         snapshot: a frozen discriminator.

@@ -25,7 +25,7 @@ Plane = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What stays the same in every image of one patient. Lengths are in half image widths."""
+    """The anatomy of one patient, the same in all their images. Lengths are in half image widths."""
 
     shoulder: float  # half width of the body at the shoulders
     waist: float  # half width of the body at the lower edge

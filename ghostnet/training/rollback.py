@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.02  # spread of the fakes, relative to that of the generator that the round began with
 KEEP_EVERY = 10  # generator steps between two copies of a good state
-MOST_ROLLBACKS = 3  # in a round; then the generator rests until the round ends
+MAX_ROLLBACKS = 3  # in a round; then the generator rests until the round ends
 
 
 def spread(images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -67,11 +67,11 @@ class Watch:
 
     @property
     def stopped(self) -> bool:
-        """Whether the generator rests until the round ends."""
-        return self.rollbacks > MOST_ROLLBACKS
+        """True if the generator rests until the round ends."""
+        return self.rollbacks > MAX_ROLLBACKS
 
     def diverged(self, images: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> str:
-        """What is wrong with the fakes of a generator step, in words; "" where nothing is."""
+        """The fault in the fakes of a generator step, in words; "" if there is none."""
         if not (bool(images.isfinite().all()) and bool(loss.isfinite())):
             return "its images or its loss are not finite"
         if spread(images.detach(), labels) < COLLAPSED * self._reference:
@@ -111,7 +111,7 @@ class Watch:
             *(step, reason, self._good.step, then),
         )
 
-    def sound(self, average: nn.Module, *, step: int) -> nn.Module:
+    def last_finite(self, average: nn.Module, *, step: int) -> nn.Module:
         """The average, or the last good one where a weight of it is not finite: what a round sends."""
         if not _finite(average):
             logger.warning(

@@ -17,7 +17,7 @@ from ghostnet.training.loop import Optimizers
 
 
 class LocalState:
-    """What a hospital keeps between rounds: the discriminator, both Adam optimisers' moments, the steps done.
+    """The state that a hospital keeps between rounds: the discriminator, both Adam optimisers' moments, the steps done.
 
     The generator is here because its optimiser is bound to it; its weights arrive anew with every round and are not
     saved. Everything saved is a function of released values, so it is no more sensitive than what left the hospital.

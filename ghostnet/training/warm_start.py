@@ -205,7 +205,7 @@ def released_prior(released_mean: torch.Tensor, embedding: Embedding) -> tuple[f
     """Class shares of a release, which sum to 1.
 
     A noisy histogram of the classes that costs nothing more: its masses are part of the charged release. Shares are
-    rounded to a thousandth and none is below SMALLEST_SHARE, so that every party derives the same ones.
+    rounded to a thousandth and none is below MIN_SHARE, so that every party derives the same ones.
     """
     shares = class_means(released_mean, embedding).shares.double()
     thousandths = (1000 * shares).round().clamp(min=1)
@@ -231,7 +231,7 @@ def embedding_loss(
     return class_distance(vectors, labels, class_means(released_mean, embedding).means.to(vectors))
 
 
-def unseen_detail(images: torch.Tensor, feature_size: int) -> torch.Tensor:
+def high_frequency_residual(images: torch.Tensor, feature_size: int) -> torch.Tensor:
     """Mean square of what shrinking to the feature size takes away: the release says nothing about it.
 
     Left free it fills with patterns that no real image has, which a classifier then learns; the warm start draws
@@ -275,7 +275,7 @@ def fit_generator(
         z = torch.randn(warm.batch, latent, generator=public).to(device)
         images = generator(z, labels)  # (b, planes, h, w)
         loss = embedding_loss(images, labels, released_mean, embedding)
-        loss = loss + warm.detail_weight * unseen_detail(images, embedding.feature_size)
+        loss = loss + warm.detail_weight * high_frequency_residual(images, embedding.feature_size)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

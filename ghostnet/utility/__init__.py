@@ -1,1 +1,1 @@
-"""How useful synthetic images are: models trained on them, tested on real images that stay in the hospitals."""
+"""Utility of synthetic images: models trained on them, tested on real images that stay in the hospitals."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ghostnet.errors import DataError
-from ghostnet.privacy.blocks import LEAST_ROWS, filled, row_by_row, shapes_of, with_random_weights
+from ghostnet.privacy.blocks import MIN_ROWS, filled, row_by_row, shapes_of, with_random_weights
 from ghostnet.progress import Progress, silent
 
 WIDTH = 16  # channels of the first layer; 600 steps at 64 pixels take under a minute on one core
@@ -162,7 +162,7 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     device = next((p.device for p in model.parameters()), images.device)
     logits, probe = (partial(_logits, network, device) for network in (model, with_random_weights(model)))
     parts = list(row_by_row(logits, images, kind=(shapes_of(model), device), probe=probe))
-    return torch.cat(parts or [logits(filled(images, LEAST_ROWS))[:0]]).double()
+    return torch.cat(parts or [logits(filled(images, MIN_ROWS))[:0]]).double()
 
 
 def _logits(model: nn.Module, device: torch.device, images: torch.Tensor) -> torch.Tensor:

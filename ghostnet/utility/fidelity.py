@@ -1,4 +1,4 @@
-"""How close two sets of images are, seen through a classifier's features: distances, precision and recall.
+"""Fidelity of synthetic images in a classifier's features: distances, precision and recall.
 
 The features are those of a classifier trained on the same kind of images, averaged over positions: 64 numbers an
 image. No Inception network is used (its weights would have to be downloaded, and it was trained on photographs), so
@@ -19,13 +19,13 @@ from ghostnet.utility.classifier import BATCH, Classifier
 NEIGHBOURS = 5
 """k of the precision and recall: an image is covered when it lies within the k-th neighbour's distance of another."""
 
-LARGEST_SET = 5000
+MAX_IMAGES = 5000
 """Images of a set that are compared, the first ones: distances between all pairs are held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How far synthetic images are from real ones.
+    """Distances between synthetic and real images.
 
     Attributes:
         frechet: squared Frechet (2-Wasserstein) distance of two Gaussians fitted to the features; 0 is best. Biased
@@ -53,7 +53,7 @@ def compare(real: torch.Tensor, synthetic: torch.Tensor) -> Fidelity:
     Raises:
         DataError: fewer than 10 images, other widths, or values that are not finite.
     """
-    n = min(len(real), len(synthetic), LARGEST_SET)
+    n = min(len(real), len(synthetic), MAX_IMAGES)
     if n < 2 * NEIGHBOURS or real.shape[1:] != synthetic.shape[1:]:
         raise DataError(
             f"features of shape {tuple(real.shape)} and {tuple(synthetic.shape)} cannot be compared; "

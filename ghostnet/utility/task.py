@@ -33,7 +33,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What a plan tells its tasks; all of it is public.
+    """The settings of a plan's tasks; all of them are public.
 
     Attributes:
         image: size, channels, masks and classes of the images.
@@ -114,7 +114,7 @@ class Train(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is particular to a task.
+    """A utility task: the functions and facts that are particular to it.
 
     Attributes:
         model_name: what its model is called in words ("classifier").
@@ -157,7 +157,7 @@ def find_task(name: str) -> Task:
 
 
 def task_spec(plan: Plan) -> TaskSpec:
-    """What the plan tells its tasks."""
+    """The settings of the plan's tasks."""
     return TaskSpec(image=plan.image, utility=plan.utility, seed=plan.seed)
 
 

@@ -40,7 +40,7 @@ from ghostnet.exchange.messages import (
     read_refusal,
 )
 from ghostnet.exchange.secure_sum import Member, Roster
-from ghostnet.plan.federation import MAX_ROUNDS, MOST_POOLED_HOSPITALS, MOST_POOLED_STEPS
+from ghostnet.plan.federation import MAX_POOLED_HOSPITALS, MAX_POOLED_STEPS, MAX_ROUNDS
 from tests.asked import RUN
 from tests.plans import tiny_plan
 
@@ -213,11 +213,11 @@ def test_a_plan_that_is_none_is_refused(plan: str) -> None:
 
 def test_the_longest_statement_and_roster_of_a_plan_are_within_their_limits() -> None:
     rounds = {f"round-{number}": HEAD for number in range(1, MAX_ROUNDS + 1)}
-    steps = {f"step-{number}": "" for number in range(1, MOST_POOLED_STEPS + 1)}
+    steps = {f"step-{number}": "" for number in range(1, MAX_POOLED_STEPS + 1)}
     for requests in (rounds, steps):
         assert len(json.dumps(answered_words(requests))) < messages.MAX_STATEMENT_CHARACTERS / 1.5
     member = Member(site="n" * 32, public_key=HEAD, mask_key=HEAD, signature=HEAD * 2)
-    roster = Roster(run_id=RUN, plan_hash=HEAD, members=(member,) * MOST_POOLED_HOSPITALS)
+    roster = Roster(run_id=RUN, plan_hash=HEAD, members=(member,) * MAX_POOLED_HOSPITALS)
     assert len(roster.to_text()) < messages.MAX_ROSTER_CHARACTERS / 1.5
 
 

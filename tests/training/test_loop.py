@@ -15,7 +15,7 @@ from ghostnet.training import loop
 from ghostnet.training.cohort import Cohort
 from ghostnet.training.loop import public_labels, train_round
 from ghostnet.training.state import LocalState
-from ghostnet.training.warm_start import patient_embeddings, unseen_detail
+from ghostnet.training.warm_start import high_frequency_residual, patient_embeddings
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan
 
@@ -194,7 +194,8 @@ def test_detail_weight_takes_detail_finer_than_the_release_away():
         plan = plan_with(training=given, warm_start={"feature_size": 7})
         generator = run(plan, steps=12).generator.eval()
         with torch.no_grad():
-            return unseen_detail(generator(torch.randn(20, 8), torch.arange(20) % 2), plan.warm_start.feature_size)
+            images = generator(torch.randn(20, 8), torch.arange(20) % 2)
+            return high_frequency_residual(images, plan.warm_start.feature_size)
 
     assert detail(1e4) < 0.5 * detail(0.0)
 

@@ -11,7 +11,7 @@ import torch
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.training import loop
 from ghostnet.training.loop import train_round
-from ghostnet.training.rollback import KEEP_EVERY, MOST_ROLLBACKS, Watch, spread
+from ghostnet.training.rollback import KEEP_EVERY, MAX_ROLLBACKS, Watch, spread
 from ghostnet.training.state import LocalState
 from tests.entropy import SeededEntropy
 from tests.networks import network_plan, plan_cohort
@@ -104,9 +104,9 @@ def test_after_too_many_rollbacks_the_generator_rests_until_the_round_ends(monke
         next(state.generator.parameters()).data.fill_(float("nan"))
 
     with caplog.at_level(logging.WARNING, "ghostnet.training.rollback"):
-        state = train(monkeypatch, spoil, steps=4 * MOST_ROLLBACKS)
+        state = train(monkeypatch, spoil, steps=4 * MAX_ROLLBACKS)
     messages = [record.getMessage() for record in caplog.records if "rolled back" in record.getMessage()]
-    assert len(messages) == MOST_ROLLBACKS + 1
+    assert len(messages) == MAX_ROLLBACKS + 1
     assert "rests" in messages[-1]
     assert all("rests" not in message for message in messages[:-1])
     assert all(bool(t.isfinite().all()) for t in state.generator.state_dict().values())

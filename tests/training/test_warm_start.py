@@ -197,9 +197,9 @@ def test_every_party_has_the_same_random_features():
 def test_smooth_images_hold_no_unseen_detail_and_pixel_patterns_do():
     ramp = torch.linspace(-1, 1, 28).expand(2, 1, 28, 28)
     checks = (torch.arange(28)[:, None] + torch.arange(28)) % 2 * 2.0 - 1
-    assert warm_start.unseen_detail(ramp, PLAN.warm_start.feature_size) < 1e-3
-    assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), PLAN.warm_start.feature_size) > 0.9
-    assert warm_start.unseen_detail(checks.expand(2, 1, 28, 28), 28) == 0
+    assert warm_start.high_frequency_residual(ramp, PLAN.warm_start.feature_size) < 1e-3
+    assert warm_start.high_frequency_residual(checks.expand(2, 1, 28, 28), PLAN.warm_start.feature_size) > 0.9
+    assert warm_start.high_frequency_residual(checks.expand(2, 1, 28, 28), 28) == 0
 
 
 @pytest.mark.parametrize(("hospitals", "patients"), [(1, 10), (9, 20), (9, 60)])

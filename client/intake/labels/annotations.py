@@ -1,4 +1,4 @@
-"""What lies on an image, from wherever the hospital keeps it: a mask file, a cell of the label table, a box file.
+"""Annotations of an image, wherever the hospital keeps them: a mask file, a cell of the label table, a box file.
 
 Looked for in that order. Where nothing is known the image is left out, since a black mask would say that there is
 nothing; where someone looked and found nothing, the mask is black.
@@ -53,7 +53,7 @@ class Annotations:
     shared_names: Set[str] = frozenset()
 
     def of(self, pair: Pair, label: int) -> Annotation | Code:
-        """What lies on one image, or NO_MASK or BAD_MASK.
+        """The annotation of one image, or NO_MASK or BAD_MASK.
 
         Args:
             pair: the image and its line of the table.
@@ -77,7 +77,7 @@ class Annotations:
         return Code.NO_MASK if line.boxes is None else Annotation(boxes=())
 
     def _key(self, pair: Pair) -> str:
-        """How the box file names the image: by its path, as its line does, or by a name that no other line has."""
+        """The image's name in the box file: its path, as its line has it, or a name that no other line has."""
         if pair.name not in self.boxes and pair.line.image in self.boxes and not pair.inside:
             return pair.line.image
         key = boxes_key(pair.name, self.boxes, self.layout)
@@ -96,7 +96,7 @@ class Annotations:
 
 
 def boxes_key(name: str, boxes: Mapping[str, object], layout: Layout) -> str:
-    """How a box file names an image: by its path below the image folder, or else in layout nih by its file name."""
+    """The name of an image in a box file: its path below the image folder, or in layout nih its file name."""
     return PurePosixPath(name).name if layout == "nih" and name not in boxes else name
 
 

@@ -20,9 +20,9 @@ Corners = tuple[float, float, float, float]
 NONE = "none"
 """In a `box` cell: someone looked, and there is nothing."""
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _FARTHEST = 1e6  # px
-_MOST_DIGITS = 300
+_MAX_DIGITS = 300
 _COLUMNS: dict[str, tuple[str, str, tuple[str, str, str, str]]] = {
     "corners": ("image", "finding", ("x0", "y0", "x1", "y1")),
     "size": ("image", "finding", ("x", "y", "width", "height")),
@@ -60,8 +60,8 @@ def read_boxes(path: Path, *, strict: bool = True) -> Boxes:
         DataError: boxes that are no boxes; the message counts them and no more.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SiteError(f"[data].boxes = {path} has more than {_MOST_BYTES >> 20} MiB; split the data among sites")
+        if path.stat().st_size > _MAX_BYTES:
+            raise SiteError(f"[data].boxes = {path} has more than {_MAX_BYTES >> 20} MiB; split the data among sites")
         found = _read_coco(path, strict=strict) if path.suffix.lower() == ".json" else _read_csv(path)
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = error.__class__.__name__
@@ -158,7 +158,7 @@ def _rows(table: object) -> list[dict[str, Any]]:
 
 def _whole(digits: str) -> int | str:
     """Python refuses to convert thousands of digits; as text such a number is one bad box and no more."""
-    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+    return int(digits) if len(digits) <= _MAX_DIGITS else digits
 
 
 def _annotation(row: Mapping[str, Any], names: Mapping[str, str], findings: Mapping[str, str]) -> _Found:

@@ -84,7 +84,7 @@ def plan_label(
 
 
 def rules_in_words(rules: LabelSpec) -> dict[str, str]:
-    """What the rules do, for `ghostnet site check`."""
+    """The effect of the rules, for `ghostnet site check`."""
 
     def outcome(label: str) -> str:
         return "left out" if label == DROP else f"labelled {label}"

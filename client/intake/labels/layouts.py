@@ -34,7 +34,7 @@ FINDINGS: dict[Layout, tuple[str, ...]] = {"plain": (), "nih": NIH_FINDINGS, "ch
 """Every finding of a layout; a plain table has no closed list."""
 
 CHEXPERT_PATIENT = re.compile(r"patient\d+")
-_MOST_NUMBERS = 5
+_MAX_NUMBERS = 5
 _MARKS = {"1": "present", "0": "absent", "-1": "uncertain", "": "absent"}
 
 
@@ -68,7 +68,7 @@ class ImageLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a table is read for.
+    """The purpose that a table is read for.
 
     Attributes:
         labels: the plan's labels, for messages.
@@ -130,10 +130,10 @@ def unreadable_table(table: Path, error: Exception) -> SiteError:
 
 
 def numbered(numbers: Iterable[int]) -> str:
-    """Where to look, for messages: the numbers of up to five lines, which name nobody; "" if none is known."""
+    """Line numbers for messages: up to five, which name nobody; "" if none is known."""
     known = sorted({number for number in numbers if number})
-    more = ", ..." if len(known) > _MOST_NUMBERS else ""
-    return f" (line {', '.join(map(str, known[:_MOST_NUMBERS]))}{more})" if known else ""
+    more = ", ..." if len(known) > _MAX_NUMBERS else ""
+    return f" (line {', '.join(map(str, known[:_MAX_NUMBERS]))}{more})" if known else ""
 
 
 def _read_line(one: CsvLine, header: Sequence[str], layout: Layout, wanted: Wanted) -> tuple[ImageLine, str]:

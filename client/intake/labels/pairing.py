@@ -1,4 +1,4 @@
-"""Which line of the label table speaks of which file.
+"""Pairs the lines of the label table with files.
 
 A line reaches only the files that it names, and a file that two lines give to two patients is an image of each: so
 that nobody's line decides over another patient's images.
@@ -125,7 +125,7 @@ def mask_names(lines: Sequence[ImageLine], *, folder: Path, table: Path) -> dict
 
 
 def is_mask(name: str, masks: Set[str]) -> bool:
-    """Whether a file is one of these masks or lies in a folder of them."""
+    """True if a file is one of these masks or lies in a folder of them."""
     path = PurePosixPath(name)
     return name in masks or any(parent.as_posix() in masks for parent in path.parents)
 

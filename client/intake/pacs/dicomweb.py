@@ -20,9 +20,9 @@ from client.pacs_config import PacsSpec
 
 _STUDY, _SERIES, _INSTANCE, _CLASS, _MODALITY = "0020000D", "0020000E", "00080018", "00080016", "00080060"
 _PAGE = 1000
-_MOST_LISTED = 200_000  # images of a study, studies of a range of dates
-_MOST_JSON = 64 << 20  # bytes of one page
-_MOST_AROUND = 1 << 14  # bytes before and after the one part of an answer
+_MAX_LISTED = 200_000  # images of a study, studies of a range of dates
+_MAX_JSON = 64 << 20  # bytes of one page
+_MAX_ENVELOPE_BYTES = 1 << 14  # bytes before and after the one part of an answer
 _CHUNK = 1 << 18
 _PART = 'multipart/related; type="application/dicom"'
 # As stored; without the addition an archive has to decompress (PS3.18 section 8.7.3.5.2). Older ones refuse it.
@@ -45,7 +45,7 @@ class DicomWeb:
         )
         self._client.set_http_retry_params(retry=False)  # `Patience` says when to try again
 
-    def greet(self) -> None:
+    def verify_connection(self) -> None:
         with _faults():
             self._client.search_for_studies(limit=1, search_filters={"StudyInstanceUID": "1.2.3"})
 
@@ -106,7 +106,7 @@ class DicomWeb:
         raise PacsFault(_of_status(status))
 
     def _watch(self, response: requests.Response, **arguments: Any) -> None:
-        most = None if arguments.get("stream") else _MOST_JSON  # files have their own limit
+        most = None if arguments.get("stream") else _MAX_JSON  # files have their own limit
         response.raw = _Watched(response.raw, most, Pace(self._timeout_s))
 
 
@@ -169,7 +169,7 @@ def _rows(page: Callable[[int, int], Any], key: str) -> dict[str, Any]:
             if fault.fault is Fault.WRONG_URL:  # the service was there: nothing of that study
                 return rows
             raise
-        if not isinstance(answer, list) or len(rows) > _MOST_LISTED:
+        if not isinstance(answer, list) or len(rows) > _MAX_LISTED:
             raise PacsFault(Fault.BAD_ANSWER)
         fresh = {uid: row for row in answer if is_uid(uid := _value(row, key)) and uid not in rows}
         if not fresh:
@@ -209,7 +209,7 @@ def _one_part(response: requests.Response) -> Iterator[bytes]:
         held += _next(chunks)
         opening = held.find(end)
         start = held.find(b"\r\n\r\n", max(opening, 0) + len(end)) if opening >= 0 else -1
-        if start > _MOST_AROUND or (start < 0 and len(held) > _MOST_AROUND + _CHUNK):
+        if start > _MAX_ENVELOPE_BYTES or (start < 0 and len(held) > _MAX_ENVELOPE_BYTES + _CHUNK):
             raise PacsFault(Fault.BAD_ANSWER)
     del held[: start + 4]
     while (stop := held.find(end)) < 0:
@@ -226,7 +226,7 @@ def _one_part(response: requests.Response) -> Iterator[bytes]:
         raise PacsFault(Fault.BAD_ANSWER)
     for chunk in chunks:  # to the end, for the connection's next use
         held += chunk
-        if len(held) > _MOST_AROUND:
+        if len(held) > _MAX_ENVELOPE_BYTES:
             return
 
 

@@ -15,14 +15,14 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
 from client.deidentify.headers import SOP_CLASSES, TRANSFER_SYNTAXES
-from client.intake.pacs.dimse_receiver import BATCH, PDU, Desk
+from client.intake.pacs.dimse_receiver import BATCH, PDU, DimseReceiver
 from client.intake.pacs.faults import Fault, PacsFault
 from client.intake.pacs.retrieval import Inbox
 from client.intake.pacs.store import Listed, is_uid
 from client.pacs_config import PacsSpec
 
-_MOST_LISTED = 200_000
-_MOST_CONTEXTS = 126  # of 128 that an association may propose, less the one of the request itself
+_MAX_LISTED = 200_000
+_MAX_CONTEXTS = 126  # of 128 that an association may propose, less the one of the request itself
 _NATIVE = "1.2.840.10008.1.2"
 _SUCCESS, _PENDING = 0x0000, (0xFF00, 0xFF01)
 _MOVE_DESTINATION_UNKNOWN = 0xA801
@@ -42,10 +42,10 @@ class Dimse:
         self._finder: Association | None = None
         self._getter: tuple[str, Association] | None = None  # for one SOP class
         self._receiver: Any = None
-        self._desk = Desk(spec)
+        self._receiver = DimseReceiver(spec)
         self._client_tls = _client_tls(spec)
 
-    def greet(self) -> None:
+    def verify_connection(self) -> None:
         self._find("STUDY", {"StudyInstanceUID": "1.2.3"})
 
     def studies(self, study_date: str, modalities: Sequence[str]) -> list[str]:
@@ -100,7 +100,7 @@ class Dimse:
         association.bind(evt.EVT_DIMSE_RECV, count)
         for status, row in association.send_c_find(_query(level, asked), _FIND):
             code = _code(association, status)
-            if code in _PENDING and row is not None and len(rows) < _MOST_LISTED:
+            if code in _PENDING and row is not None and len(rows) < _MAX_LISTED:
                 rows.append(row)
             elif code != _SUCCESS:
                 association.abort()
@@ -114,16 +114,16 @@ class Dimse:
         """One request for some images of one series; one by one where one of them is beyond the limits."""
         association = self._retrieve_association(sop_class)
         query = _query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": names})
-        with self._desk.open(inbox) as desk:
+        with self._receiver.open(inbox) as receiver:
             try:
                 self._ask(association, query, names)
             finally:
-                if desk.fault is not None:
+                if receiver.fault is not None:
                     association.abort()
-                    raise PacsFault(desk.fault) from None
-                if desk.too_large and len(names) == 1:
+                    raise PacsFault(receiver.fault) from None
+                if receiver.too_large and len(names) == 1:
                     inbox.refused.add(names[0])
-        if desk.too_large and len(names) > 1:
+        if receiver.too_large and len(names) > 1:
             for name in names:
                 if name in inbox.missing():
                     self._retrieve(study, series, sop_class, [name], inbox)
@@ -136,7 +136,7 @@ class Dimse:
             answers = association.send_c_move(query, self._spec.calling_aet, model)
         code, heard = _SUCCESS, 0
         for status, _ in answers:
-            if self._desk.too_large:
+            if self._receiver.too_large:
                 association.abort()
                 return
             code, heard = _code(association, status), heard + 1
@@ -176,7 +176,7 @@ class Dimse:
             ae_title=self._spec.called_aet,
             max_pdu=PDU,
             ext_neg=[build_role(UID(uid), scp_role=True) for uid in classes],  # type: ignore[arg-type]
-            evt_handlers=self._desk.handlers(),
+            evt_handlers=self._receiver.handlers(),
             tls_args=(self._client_tls, self._spec.host) if self._client_tls else None,
         )
         if not association.is_established:
@@ -230,7 +230,7 @@ class Dimse:
             return entity.start_server(
                 (self._spec.move_address, self._spec.move_port),
                 block=False,
-                evt_handlers=self._desk.handlers(),
+                evt_handlers=self._receiver.handlers(),
                 ssl_context=_server_tls(self._spec),
             )
         except OSError:
@@ -240,11 +240,11 @@ class Dimse:
 def _storage_contexts(sop_class: str) -> list[PresentationContext]:
     """Contexts to receive in: one for every way of compression, so that the PACS sends what it has as it is."""
     classes = [sop_class] if sop_class else list(SOP_CLASSES)
-    each = max(1, _MOST_CONTEXTS // len(classes))
+    each = max(1, _MAX_CONTEXTS // len(classes))
     syntaxes = sorted(TRANSFER_SYNTAXES, key=lambda syntax: (syntax == _NATIVE, len(syntax)))
     if each >= len(syntaxes):
         return [build_context(name, syntax) for name in classes for syntax in syntaxes]
-    return [build_context(name, syntaxes) for name in classes[:_MOST_CONTEXTS]]
+    return [build_context(name, syntaxes) for name in classes[:_MAX_CONTEXTS]]
 
 
 def _query(level: str, asked: dict[str, Any]) -> Dataset:

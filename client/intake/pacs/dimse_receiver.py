@@ -1,4 +1,4 @@
-"""Where data sets arrive by DIMSE, within bounds on what a peer may send."""
+"""The receiver of data sets by DIMSE, within bounds on what a peer may send."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BATCH = 32  # images a request names
 _STORED, _OUT_OF_RESOURCES, _NOT_WANTED = 0x0000, 0xA700, 0xC000  # PS3.4 table B.2-1
 
 
-class Desk:
-    """Where data sets arrive, on whatever association and thread; bounds what a peer may send."""
+class DimseReceiver:
+    """Receives data sets, on any association and thread; bounds what a peer may send."""
 
     def __init__(self, spec: PacsSpec) -> None:
         self.fault: Fault | None = None
@@ -34,7 +34,7 @@ class Desk:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def open(self, inbox: Inbox) -> Iterator[Desk]:
+    def open(self, inbox: Inbox) -> Iterator[DimseReceiver]:
         """Takes files while the block runs; outside of it everything is turned away."""
         with self._lock:
             self.fault, self.too_large, self._heard = None, False, 0
@@ -97,11 +97,11 @@ class Desk:
 class _Bounded:
     """Reads from the peer's connection, within the limits on one part, one message and its pace."""
 
-    def __init__(self, connection: socket.socket, spec: PacsSpec, desk: Desk) -> None:
+    def __init__(self, connection: socket.socket, spec: PacsSpec, receiver: DimseReceiver) -> None:
         self._connection = connection
         self._most = spec.file_bytes + 4 * PDU
         self._pace = Pace(spec.timeout_s)
-        self._desk = desk
+        self._receiver = receiver
 
     def restart(self) -> None:
         """A whole message came; another may begin."""
@@ -113,7 +113,7 @@ class _Bounded:
         Raises:
             OSError: beyond a limit; pynetdicom then ends the association.
         """
-        self._desk.admit(wanted, min(2 * PDU, self._most - self._pace.received))
+        self._receiver.admit(wanted, min(2 * PDU, self._most - self._pace.received))
         held = bytearray(wanted)
         view, have = memoryview(held), 0
         while have < wanted:

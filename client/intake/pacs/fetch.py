@@ -17,12 +17,12 @@ from client.pacs_config import PacsSpec, read_credentials
 from ghostnet.errors import DataError, SiteError, not_installed
 from ghostnet.progress import Progress
 
-_MOST_LINE = 1 << 26  # a period may hold a million studies
+_MAX_LINE = 1 << 26  # a period may hold a million studies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What came of a fetch. SENSITIVE: for the hospital's own eyes."""
+    """The result of a fetch. SENSITIVE: for the hospital's own eyes."""
 
     names: tuple[str, ...] = field(default=(), repr=False)  # StudyInstanceUIDs of `study_date`; else none
     studies: int = 0  # wanted
@@ -129,7 +129,7 @@ def _run(request: Mapping[str, Any], spec: PacsSpec, progress: Progress) -> Fetc
 
 
 def _listen(answers: IO[bytes], spec: PacsSpec, progress: Progress) -> Fetched:
-    while line := answers.readline(_MOST_LINE):
+    while line := answers.readline(_MAX_LINE):
         message = json.loads(line)
         if "phase" in message:
             progress(PHASES[int(message["phase"])], int(message["done"]), int(message["total"]))

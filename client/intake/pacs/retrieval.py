@@ -23,8 +23,8 @@ STUDIES, IMAGES, WAITING = PHASES = (
     "seconds waiting for the PACS",
 )
 _FIRST_ANSWER_S = 5.0  # a PACS that never answered is more likely a wrong address than a restart
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 30.0
-_GRACE_TIMEOUTS, _LEAST_RATE = 20, 1 << 16  # bytes a second
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.25, 30.0
+_GRACE_TIMEOUTS, _MIN_RATE = 20, 1 << 16  # bytes a second
 _TRIES = 3  # of what fails without the connection being at fault
 
 Wanted = Mapping[str, AbstractSet[str]]
@@ -34,7 +34,7 @@ Wanted = Mapping[str, AbstractSet[str]]
 class Archive(Protocol):
     """A PACS as one of the protocols shows it. Every method raises PacsFault, and nothing else."""
 
-    def greet(self) -> None:
+    def verify_connection(self) -> None:
         """Asks something small: who is there, and are we welcome."""
 
     def studies(self, study_date: str, modalities: Sequence[str]) -> list[str]:
@@ -52,7 +52,7 @@ class Archive(Protocol):
 
 @dataclass(kw_only=True)
 class Counts:
-    """What came. SENSITIVE: for the hospital's own eyes."""
+    """The files received. SENSITIVE: for the hospital's own eyes."""
 
     names: tuple[str, ...] = ()  # StudyInstanceUIDs, where the PACS said which; else none
     studies: int = 0  # wanted
@@ -92,7 +92,7 @@ class Inbox:
         return True
 
     def missing(self) -> list[str]:
-        """What may still come."""
+        """The limits on what may still come."""
         return [name for name in self._expected - self.refused if not self._files.has(self._study, name)]
 
 
@@ -115,7 +115,7 @@ class Pace:
             PacsFault: TIMEOUT.
         """
         self.received += size
-        if time.monotonic() - self._start > self._grace_s + self.received / _LEAST_RATE:
+        if time.monotonic() - self._start > self._grace_s + self.received / _MIN_RATE:
             raise PacsFault(Fault.TIMEOUT)
 
 
@@ -148,7 +148,7 @@ class Patience:
             raise fault
         self.tell(WAITING, int(waited), int(limit))
         time.sleep(max(0.0, min(self._delay_s, limit - waited)))
-        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+        self._delay_s = min(2 * self._delay_s, _MAX_DELAY_S)
 
 
 def fetch(
@@ -177,7 +177,7 @@ def fetch(
     """
     rules = rules_of(modalities)
     patience = Patience(limit_s=patience_s, tell=tell)
-    _patiently(patience, archive.greet)
+    _patiently(patience, archive.verify_connection)
     names: tuple[str, ...] = ()
     if wanted is None:
         names = tuple(_patiently(patience, lambda: archive.studies(study_date, modalities)))
@@ -279,13 +279,13 @@ def _pass_over(fault: PacsFault, archive: Archive) -> None:
     if fault.fault not in PASSING | OF_ONE_STUDY:
         raise fault
     try:
-        archive.greet()
+        archive.verify_connection()
     except PacsFault:
         raise fault from None
 
 
 def is_here(files: PacsFiles, study: str, only: AbstractSet[str], rules: str) -> bool:
-    """Whether all that is wanted of a study came already."""
+    """True if everything requested of a study came already."""
     if only:
         return all(files.has(study, instance) or instance in files.withdrawn for instance in only)
     return files.is_complete(study, rules)

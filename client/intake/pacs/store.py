@@ -1,4 +1,4 @@
-"""What came from the PACS, on disk: folder/<study>/<instance>.dcm, whole files only. Names are SENSITIVE: UIDs."""
+"""Files received from the PACS, on disk: folder/<study>/<instance>.dcm, whole files only. Names are SENSITIVE: UIDs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def keyed_uid(key: bytes, uid: str) -> str:
 
 
 def is_uid(text: object) -> bool:
-    """Whether a text is a DICOM UID (PS3.5 section 9.1; leading zeros, which occur, are let through)."""
+    """True if a text is a DICOM UID (PS3.5 section 9.1; leading zeros, which occur, are let through)."""
     return isinstance(text, str) and _UID.fullmatch(text) is not None
 
 
@@ -105,11 +105,11 @@ class PacsFiles:
             os.close(lock)
 
     def has(self, study: str, instance: str) -> bool:
-        """Whether the file is there; it is whole then."""
+        """True if the file is there; it is whole then."""
         return self._path(study, instance).is_file()
 
     def is_complete(self, study: str, rules: str) -> bool:
-        """Whether everything that `rules` wanted of a study came, and is still there or was withdrawn."""
+        """True if everything that `rules` requested of a study came, and is still there or was withdrawn."""
         if study in self.withdrawn:
             return True
         try:

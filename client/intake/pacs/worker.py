@@ -94,7 +94,7 @@ def _archive(spec: PacsSpec, credentials: str) -> Archive:
 
 
 def _sender(answers: BinaryIO) -> Callable[[dict[str, Any]], None]:
-    """What sends a message to the parent; without a parent, the process ends."""
+    """Sends a message to the parent; without a parent, the process ends."""
 
     def send(message: dict[str, Any]) -> None:
         try:

@@ -45,7 +45,7 @@ def _j2k_size(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _frame_header(stream: bytes) -> int | None:
-    """Where the frame header of a JPEG or JPEG-LS codestream begins."""
+    """The offset of the frame header in a JPEG or JPEG-LS codestream."""
     at = 0
     while at + 10 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]

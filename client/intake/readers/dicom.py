@@ -35,9 +35,9 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_BYTES = 1 << 16  # where a transfer syntax is looked for; one further back meets the worker's own limits
 _PIECE = 1 << 16
 _SMALL_INFLATED = 4 << 20  # bytes that any deflated file may have
-_MOST_DEFLATION = 200  # inflated bytes for one deflated; images have 2 to 60
+_MAX_DEFLATION_RATIO = 200  # inflated bytes for one deflated; images have 2 to 60
 
-_LONGEST_PIXEL = 10.0  # sides of a pixel; more is no image plane
+_MAX_PIXEL_SIDES = 10.0  # sides of a pixel; more is no image plane
 _SQUARE = 0.01  # sides that differ less than this share are a rounding of the writer's
 
 # Where an enhanced object keeps what a plain one has at its top (PS3.3 section C.7.6.16.2).
@@ -121,7 +121,7 @@ def _check_inflated(path: Path, data: mmap, *, limit: int) -> None:
         return
     # The meta group's length element is the first after the signature; what follows the group is deflated.
     at = PREAMBLE + len(SIGNATURE) + 12 + int(meta.FileMetaInformationGroupLength)
-    limit = min(limit, max(_SMALL_INFLATED, _MOST_DEFLATION * len(data)))
+    limit = min(limit, max(_SMALL_INFLATED, _MAX_DEFLATION_RATIO * len(data)))
     inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while not inflater.eof:
         piece = inflater.unconsumed_tail or data[at : at + _PIECE]
@@ -224,7 +224,7 @@ def _spacing(dataset: Dataset, number: int) -> tuple[float, float] | None:
         except (TypeError, ValueError):
             continue
         if 0 < height < np.inf and 0 < width < np.inf:
-            if not 1 / _LONGEST_PIXEL <= height / width <= _LONGEST_PIXEL:
+            if not 1 / _MAX_PIXEL_SIDES <= height / width <= _MAX_PIXEL_SIDES:
                 raise Refused(Code.HEADER)
             return None if abs(height / width - 1) < _SQUARE else (height, width)
     return None

@@ -1,4 +1,4 @@
-"""What a reader hands on of one file, whatever the format: decoded frames, a checked record, and what to look for.
+"""The result of reading one file, of any format: decoded frames, a checked record, and the identifiers to look for.
 
 Readers run in worker processes. Nothing here opens a file.
 """
@@ -39,7 +39,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is taken from one file.
+    """The frames and records taken from one file.
 
     Attributes:
         frames: at least one.

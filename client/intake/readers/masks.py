@@ -1,4 +1,4 @@
-"""What lies where on an image: a mask file or boxes, as whole numbers on the image's own grid.
+"""Masks of an image: a mask file or boxes, as whole numbers on the image's own grid.
 
 Mask files are as hostile as images: this runs in the worker. Readers of rarer formats are loaded when one comes.
 """
@@ -20,7 +20,7 @@ Mask = NDArray[np.int32]
 
 _PNG_MODES = ("1", "L", "P", "I;16", "I")
 _GREY_IN_COLOURS = ("RGB", "RGBA", "LA")  # as programs save a grey mask; colours that differ are no region numbers
-_MOST_REGIONS = 65535
+_MAX_REGIONS = 65535
 
 
 def read_mask(
@@ -119,5 +119,5 @@ def _grey(channels: NDArray[np.uint8], *, alpha: bool) -> Mask | None:
 def _whole(values: NDArray[np.float32]) -> Mask | None:
     """Region numbers out of floats; None where they are anything else."""
     rounded = np.rint(values)
-    whole = bool((np.abs(values - rounded) < 1e-3).all()) and 0 <= rounded.min() <= rounded.max() <= _MOST_REGIONS
+    whole = bool((np.abs(values - rounded) < 1e-3).all()) and 0 <= rounded.min() <= rounded.max() <= _MAX_REGIONS
     return rounded.astype(np.int32) if whole else None

@@ -32,7 +32,7 @@ from client.quarantine import Code, Refused
 
 _NIFTI1_BYTES = 348
 _NIFTI2_BYTES = 540
-_MOST_EXTENSION_BYTES = 1 << 26
+_MAX_EXTENSION_BYTES = 1 << 26
 _PIECE = 1 << 20
 _TEXT = re.compile(rb"[\x20-\x7e]{5,}")
 
@@ -178,7 +178,7 @@ def _volume(header: Nifti1Header, header_bytes: int, most_bytes: int) -> Volume:
         raise Refused(Code.HEADER)
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or not np.isfinite(affine).all():
         raise Refused(Code.HEADER)
-    if not header_bytes <= offset <= _MOST_EXTENSION_BYTES or offset % 1:
+    if not header_bytes <= offset <= _MAX_EXTENSION_BYTES or offset % 1:
         raise Refused(Code.HEADER)
     volume = Volume(
         shape=(sides[0], sides[1], sides[2]),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ghostnet.errors import DataError
 from ghostnet.plan import ImageSpec
 
-_MOST_BYTES = 16 << 30
+_MAX_BYTES = 16 << 30
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _WANTED = ("images", "labels", "patient", "masks", "split")
 _PARTS = ("train", "val", "test")
@@ -78,7 +78,7 @@ def read_npz(path: Path, image: ImageSpec, *, strict: bool = True, validation: V
 
 
 def has_patients(path: Path) -> bool:
-    """Whether the file says whose each image is; its list of columns alone is read.
+    """True if the file names the patient of each image; its list of columns alone is read.
 
     Raises:
         DataError: it is not an NPZ file.
@@ -168,8 +168,8 @@ def _check_columns(path: Path) -> _Headers:
     else:
         _check_parts(path, parts, headers)
         total = 2 * sum(_bytes(*headers[f"{part}_images"]) for part in parts)  # they are joined
-    if total > _MOST_BYTES:
-        raise DataError(f"{path} unpacks to {total >> 30} GiB, more than {_MOST_BYTES >> 30}; split it among sites")
+    if total > _MAX_BYTES:
+        raise DataError(f"{path} unpacks to {total >> 30} GiB, more than {_MAX_BYTES >> 30}; split it among sites")
     return headers
 
 

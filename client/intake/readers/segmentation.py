@@ -23,7 +23,7 @@ _BITS = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one frame of a segmentation belongs. SENSITIVE: it holds UIDs.
+    """The image that one frame of a segmentation belongs to. SENSITIVE: it holds UIDs.
 
     Attributes:
         segment: its number, from 1; 0 in a label map, whose pixels are segment numbers.

@@ -1,4 +1,4 @@
-"""What a process that parses hostile bytes gives up before it does, as far as the kernel lets it (Linux).
+"""Confinement of a process that parses hostile bytes, as far as the kernel allows (Linux).
 
 It gives up new privileges and the network. It keeps what its user may read: that needs a container or a user of its
 own (docs/hospital-it.md).

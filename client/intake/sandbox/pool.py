@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.deidentify.headers import record_from_dict
-from client.deidentify.survivors import LONGEST_IDENTIFIER, MOST_IDENTIFIERS
+from client.deidentify.survivors import MAX_IDENTIFIER_CHARACTERS, MAX_IDENTIFIERS
 from client.intake.sandbox.process import start_process
 from client.intake.sandbox.worker import FRAME, task_to_dict
 from client.intake.task import THUMBNAIL_SIDE, Limits, Prepared, Settings, Task
@@ -40,8 +40,8 @@ Reply = TypeVar("Reply")
 Item = TypeVar("Item")
 
 # A text of a header may take 6 bytes a character in JSON.
-_MOST_JSON = (1 << 16) + 8 * MOST_IDENTIFIERS * LONGEST_IDENTIFIER
-_MOST_LISTED = 1 << 26  # bytes of the paths in a DICOMDIR
+_MAX_JSON = (1 << 16) + 8 * MAX_IDENTIFIERS * MAX_IDENTIFIER_CHARACTERS
+_MAX_LISTED = 1 << 26  # bytes of the paths in a DICOMDIR
 _MEGABYTE = 1 << 20
 _FILES_WORTH_A_WORKER = 8  # a worker's imports cost as much as a few files
 _ONE_THREAD = {  # a worker, because there is a worker a core
@@ -162,7 +162,7 @@ def _serve(
         done.put(error)
 
 
-class _Nonsense(ValueError):
+class MalformedReply(ValueError):
     """A reply of another size, form or range than agreed: the worker is not to be trusted any more."""
 
 
@@ -197,7 +197,7 @@ class _Worker:
         """The paths that a DICOMDIR lists; none if it cannot be read."""
 
         def ask() -> tuple[str, ...]:
-            header, body = self._asked({"dicomdir": os.fspath(path)}, self._seconds(path), _MOST_LISTED)
+            header, body = self._asked({"dicomdir": os.fspath(path)}, self._seconds(path), _MAX_LISTED)
             return tuple(name for name in body.decode().split("\0") if name) if "code" not in header else ()
 
         listed = self._guarded(ask)
@@ -231,7 +231,7 @@ class _Worker:
         return outcome
 
     def _seconds(self, *paths: Path | None) -> float:
-        """What decoding may take, by the files' sizes as the file system says them; nothing is opened."""
+        """The limits of decoding, by the files' sizes as the file system says them; nothing is opened."""
         size = 0
         for path in paths:
             with contextlib.suppress(OSError):
@@ -287,11 +287,11 @@ class _Worker:
     def _read(self, timeout_s: float, most_bytes: int) -> tuple[dict[str, Any], bytes]:
         deadline = time.monotonic() + timeout_s
         json_size, body_size = FRAME.unpack(self._bytes(FRAME.size, deadline))
-        if json_size > _MOST_JSON or body_size > most_bytes:
-            raise _Nonsense
+        if json_size > _MAX_JSON or body_size > most_bytes:
+            raise MalformedReply
         header = json.loads(self._bytes(json_size, deadline))
         if not isinstance(header, dict):
-            raise _Nonsense
+            raise MalformedReply
         return header, self._bytes(body_size, deadline)
 
     def _bytes(self, size: int, deadline: float) -> bytes:
@@ -310,22 +310,23 @@ class _Worker:
 
 
 def _prepared(header: dict[str, Any], body: bytes, settings: Settings) -> Outcome:
-    """What a worker answered, checked.
+    """Parses and checks a worker's answer.
 
     Raises:
-        _Nonsense: it cannot be an answer.
+        MalformedReply: it cannot be an answer.
     """
     if "code" in header:
         return Code(header["code"])
     frames, rest = divmod(len(body), _frame_bytes(settings))
     patient_id = header.get("patient_id")
-    identifiers = _list_of(str, header.get("identifiers"), 0, MOST_IDENTIFIERS)
-    if rest or not frames or not isinstance(patient_id, str) or any(len(x) > LONGEST_IDENTIFIER for x in identifiers):
-        raise _Nonsense
+    identifiers = _list_of(str, header.get("identifiers"), 0, MAX_IDENTIFIERS)
+    too_long = any(len(identifier) > MAX_IDENTIFIER_CHARACTERS for identifier in identifiers)
+    if rest or not frames or not isinstance(patient_id, str) or too_long:
+        raise MalformedReply
     try:
         record = record_from_dict(header["record"])
     except (Refused, KeyError, TypeError):
-        raise _Nonsense from None
+        raise MalformedReply from None
     return Prepared(
         planes=_planes(body, frames, settings.image),
         record=record,
@@ -341,7 +342,7 @@ def _planes(body: bytes, frames: int, image: ImageSpec) -> NDArray[np.float32]:
     planes = np.frombuffer(body, np.float32, count=math.prod(shape)).reshape(shape).copy()
     low = 0.0 if image.range == "[0,1]" else -1.0
     if not (low <= planes.min() and planes.max() <= 1):  # a NaN is not, either
-        raise _Nonsense
+        raise MalformedReply
     return planes
 
 
@@ -360,8 +361,8 @@ def _list_of(kind: type[Item], values: object, least: int, most: int) -> tuple[I
     """The values of a JSON list of one type and as many items.
 
     Raises:
-        _Nonsense: it is not one.
+        MalformedReply: it is not one.
     """
     if not isinstance(values, list) or not least <= len(values) <= most or any(type(v) is not kind for v in values):
-        raise _Nonsense
+        raise MalformedReply
     return tuple(values)

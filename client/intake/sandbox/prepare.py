@@ -82,7 +82,7 @@ def _read(task: Task, settings: Settings, limits: Limits) -> Source:
 
 
 def _mask(task: Task, source: Source, index: int, limits: Limits, channels: int) -> Mask:
-    """What lies on one frame; a mask file comes before boxes."""
+    """The annotation of one frame; a mask file comes before boxes."""
     shape = source.frames[index].pixels.shape[:2]
     if task.mask is None:
         if task.boxes is None:

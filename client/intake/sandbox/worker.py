@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _preparer(raw_settings: dict[str, Any], limits: Limits, replies: BinaryIO) -> Callable[[dict[str, Any]], Answer]:
-    """What answers a request for a prepared file."""
+    """Answers a request for a prepared file."""
     from client.deidentify.profile import check_allow_list
     from client.intake.sandbox.prepare import prepare_file, warm_up
 
@@ -84,7 +84,7 @@ def _preparer(raw_settings: dict[str, Any], limits: Limits, replies: BinaryIO) -
 
 
 def _read_headers(request: dict[str, Any]) -> Answer:
-    """What answers a request for names that a header holds."""
+    """Answers a request for names that a header holds."""
     return _read_patient(request) if "patient" in request else _list_dicomdir(request)
 
 

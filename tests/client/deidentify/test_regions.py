@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from client.deidentify.regions import MOST_REGIONS, blank_outside, image_regions
+from client.deidentify.regions import MAX_REGIONS, blank_outside, image_regions
 from client.deidentify.text_detector import Box
 from client.intake.readers.dicom import read_dicom
 from client.intake.sandbox.prepare import prepare_file
@@ -55,7 +55,7 @@ def test_one_impossible_region_refuses_the_whole_file(item: Dataset):
 
 def test_more_regions_than_any_scanner_writes_are_refused():
     with pytest.raises(Refused):
-        image_regions(header(*[region(0, 0, 9, 9)] * (MOST_REGIONS + 1)))
+        image_regions(header(*[region(0, 0, 9, 9)] * (MAX_REGIONS + 1)))
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (6, 8, 3)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from client.deidentify.survivors import LONGEST_IDENTIFIER, MOST_IDENTIFIERS, identifiers_of, survivors
+from client.deidentify.survivors import MAX_IDENTIFIER_CHARACTERS, MAX_IDENTIFIERS, identifiers_of, survivors
 from tests.client.intake.dicom_files import dicom, picture
 
 NOISE = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32).tobytes()
@@ -111,7 +111,7 @@ class Watched(bytes):
 
 
 def test_thousands_of_identifiers_are_looked_for_in_one_pass() -> None:
-    numbers = [str(number) for number in np.random.default_rng(2).integers(10**7, 10**8, MOST_IDENTIFIERS)]
+    numbers = [str(number) for number in np.random.default_rng(2).integers(10**7, 10**8, MAX_IDENTIFIERS)]
     Watched.searches = 0
     assert survivors(Watched(NOISE * 50), numbers) == 0
     assert Watched.searches <= len(numbers) / 100
@@ -147,8 +147,8 @@ def test_identifiers_are_bounded_and_hold_no_pixels() -> None:
         block.add_new(number, "LO", [f"text {number} {part}" for part in range(30)])
     dataset.ImageComments = "x" * 10_000
     found = identifiers_of(dataset)
-    assert len(found) == MOST_IDENTIFIERS
-    assert max(map(len, found)) <= LONGEST_IDENTIFIER
+    assert len(found) == MAX_IDENTIFIERS
+    assert max(map(len, found)) <= MAX_IDENTIFIER_CHARACTERS
     assert not any("PIXELS" in text for text in found)
 
 

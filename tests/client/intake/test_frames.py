@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.deidentify.survivors import MOST_IDENTIFIERS, bounded
+from client.deidentify.survivors import MAX_IDENTIFIERS, bounded
 from client.intake.readers.dicom import read_dicom
 from client.intake.readers.frames import CT_WINDOW_HU, Source, evenly_spaced
 from client.intake.sandbox.pool import Outcome, prepare_files
@@ -321,8 +321,8 @@ def test_identifiers_reach_the_parent_and_no_text_representation(tmp_path: Path)
 
 
 def test_identifiers_are_bounded() -> None:
-    many = bounded(f"text {number}" for number in range(3 * MOST_IDENTIFIERS))
-    assert len(many) == MOST_IDENTIFIERS
+    many = bounded(f"text {number}" for number in range(3 * MAX_IDENTIFIERS))
+    assert len(many) == MAX_IDENTIFIERS
     assert bounded(["abcd", " 12345\0", "12345", "x" * 1000]) == ("12345", "x" * 64)
 
 

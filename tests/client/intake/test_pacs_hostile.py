@@ -260,7 +260,7 @@ def test_a_listing_that_is_none_fails_the_study_and_no_more(images: Answer, tmp_
 
 
 def test_a_listing_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicomweb, "_MOST_LISTED", 3000)
+    monkeypatch.setattr(dicomweb, "_MAX_LISTED", 3000)
     numbers = itertools.count()
 
     def answer(path: str) -> Answer:
