@@ -123,7 +123,7 @@ def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_
 ) -> None:
     data = (run_folder / "sites" / "site-1" / "site.toml").read_text()
     site = tmp_path / "site.toml"
-    site.write_text(data.replace('name = "site-1"', 'name = "north"\nstate = "state"'))
+    site.write_text(data.replace('name = "site-1"', 'name = "north"').replace('\nstate = "."', '\nstate = "state"'))
     shutil.copy(run_folder / "sites" / "site-1" / "data.npz", tmp_path)
     first = ghostnet("site", "key", site).stdout
     assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
