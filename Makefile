@@ -70,6 +70,7 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt deploy/install_torch.py
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e '.[all,test,dev]'
+	$(PIP) install -q --no-deps --ignore-requires-python rapidocr==3.8.4
 	@touch $@
 
 lock: install  ## pins every version anew in constraints.txt

@@ -25,12 +25,14 @@ _SITE = (
     *("dicomanonymizer", "pynetdicom", "dicomweb_client", "requests", "urllib3", "nibabel"),
 )
 
+_OCR = ("rapidocr", "onnxruntime", "colorlog", "omegaconf", "pyclipper", "yaml", "shapely", "six", "tqdm")
+
 ROLES = {
     "site": Role(purpose="a hospital: reads, de-identifies, trains", modules=_SITE),
     "coordinator": Role(purpose="leads a federation", modules=("flwr", "cv2")),
     "simulate": Role(purpose="a federation on one machine", modules=_SITE),
     "ray": Role(purpose="`--engine ray` and `flwr run` on one machine", modules=("ray", *_SITE)),
-    "ocr": Role(purpose="finds burned-in text", modules=("rapidocr", "onnxruntime")),
+    "ocr": Role(purpose="finds burned-in text", modules=_OCR),
     "export": Role(purpose="writes DICOM and NIfTI files", modules=("pydicom", "nibabel")),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rapidocr
 
 from client.deidentify import burned_in, text_detector
 from client.deidentify.burned_in import blank_text, find_text, render
@@ -114,13 +115,14 @@ def test_missing_detector_is_an_error_not_a_clean_image(clean: np.ndarray, monke
 def test_another_network_than_the_measured_one_is_refused(
     clean: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    changed = bytearray(text_detector.MODEL.read_bytes())
+    changed = bytearray((Path(rapidocr.__file__).parent / "models" / text_detector.MODEL).read_bytes())
     changed[len(changed) // 2] ^= 1
     (tmp_path / "other.onnx").write_bytes(changed)
-    text_detector._detector.cache_clear()
-    monkeypatch.setattr(text_detector, "MODEL", tmp_path / "other.onnx")
-    with pytest.raises(MissingDependencyError, match="is not the network"):
-        blank_text(clean)
+    for other in ("other.onnx", "missing.onnx"):
+        text_detector._detector.cache_clear()
+        monkeypatch.setattr(text_detector, "MODEL", tmp_path / other)
+        with pytest.raises(MissingDependencyError, match="is not the network"):
+            blank_text(clean)
     text_detector._detector.cache_clear()
 
 
