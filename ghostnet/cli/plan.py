@@ -14,7 +14,6 @@ from ghostnet.cli.lazy import new_app
 from ghostnet.cli.suggest import suggest
 from ghostnet.models import build_discriminator, build_generator
 from ghostnet.plan import Plan, load_plan
-from ghostnet.training import warm_start
 
 app = new_app("Check what a plan promises and costs.")
 
@@ -71,7 +70,7 @@ def plan_cost(plan: Plan) -> dict[str, object]:
     promised = claim(plan)
     generator, discriminator = build_generator(plan.networks), build_discriminator(plan.networks)
     weights = sum(p.numel() for p in generator.parameters()) + sum(b.numel() for b in generator.buffers())
-    embedding = warm_start.embedding_size(plan) if plan.warm_start.noise_multiplier > 0 else 0
+    embedding = plan.embedding.size if plan.warm_start.noise_multiplier > 0 else 0
     return {
         "name": plan.name,
         "hash": plan.hash(),
