@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +16,8 @@ from ghostnet.errors import SiteError
 from ghostnet.evidence import keys
 from ghostnet.evidence.faults import KEY_NAME
 from ghostnet.evidence.witness import default_witness
-from ghostnet.plan.keys import SET_BY_PROGRAM, Number, field_info, key, kinds_of
-from ghostnet.plan.toml import read_table
+from ghostnet.plan.keys import SET_BY_PROGRAM, Number, field_info, key, keys_of, kinds_of
+from ghostnet.plan.toml import read_file, read_table
 from ghostnet.training.device import AUTO, DEVICE_NAME, check_device_name
 
 Layout = Literal["plain", "nih", "chexpert"]
@@ -248,17 +246,12 @@ def load_site(path: Path) -> SiteConfig:
         SiteError: the file is missing, is not TOML, or holds an unknown, missing or out-of-range value, or a key that
             does not fit the kind of data.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SiteError(
-            f"site file {path} cannot be read ({error.__class__.__name__}); give the path of a site.toml"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SiteError(f"{path} is not valid TOML: {error}") from None
+    raw = read_file(path, title="site file", example="site.toml", error=SiteError)
     if "source" in raw:
         raise SiteError(f"{path}: unknown key source; remove it")
-    config = _absolute(read_table(SiteConfig, _fitting(raw, str(path)), source=str(path), error=SiteError), path)
+    config = read_table(SiteConfig, _fitting(raw, str(path)), source=str(path), error=SiteError)
+    _check_paths(config, str(path))
+    config = _absolute(config, path)
     _check(config, str(path))
     return config
 
@@ -296,6 +289,17 @@ def _with_pacs(raw: dict[str, Any], data: dict[str, Any], source: str) -> dict[s
         raise SiteError(f"[pacs] is missing; kind = 'pacs' needs its protocol and address in {source}")
     state = raw.get("state", ".")
     return raw | {"data": data | {"path": f"{state}/pacs" if isinstance(state, str) else "pacs"}}
+
+
+def _check_paths(config: SiteConfig, source: str) -> None:
+    for asked in keys_of(SiteConfig):
+        value: Any = config
+        for part in asked.dotted.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, Path) and "\0" in str(value):
+            raise SiteError(
+                f"{asked.dotted} = {str(value)!r:.200} has a NUL character, as no path has; change {source}"
+            )
 
 
 def _absolute(config: SiteConfig, source: Path) -> SiteConfig:
@@ -343,8 +347,7 @@ def _check(config: SiteConfig, source: str) -> None:
 def _check_labels(labels: LabelSpec, data: DataSpec, source: str) -> None:
     if data.layout != "plain" and data.kind != "images":
         raise SiteError(f"[data].layout = {data.layout!r} is only for kind = 'images'; use \"plain\" in {source}")
-    texts: Mapping[str, str] = {**labels.map, "uncertain": labels.uncertain, "missing": labels.missing}
-    if "" in (*texts, *texts.values()):
+    if "" in (*labels.map, *labels.map.values(), labels.uncertain, labels.missing):
         raise SiteError(f'[labels] has an empty text; name a finding and a label of the plan, or "drop", in {source}')
     if data.layout != "chexpert" and labels.uncertain != DROP:
         raise SiteError(

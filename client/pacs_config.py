@@ -16,7 +16,7 @@ from ghostnet.errors import SiteError
 from ghostnet.plan.keys import Number, key, keys_of
 
 _AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")  # PS3.5 section 6.2, VR AE: no backslash
-_DATES = re.compile(r"\d{8}|\d{8}-(?:\d{8})?|-\d{8}")  # PS3.4 section C.2.2.2.5: range matching
+_DATES = re.compile(r"[0-9]{8}|[0-9]{8}-(?:[0-9]{8})?|-[0-9]{8}")  # PS3.4 section C.2.2.2.5: range matching
 _MODALITY = re.compile(r"[A-Z0-9_ ]{2,16}")
 _MAX_CREDENTIALS = 1 << 14  # bytes; signed tokens run to a few thousand
 
@@ -140,9 +140,10 @@ def _check_dicomweb(spec: PacsSpec, source: str) -> None:
         _ = parts.port
     except ValueError:
         raise SiteError(f"[pacs].url is no address; {expected}") from None
-    if "@" in parts.netloc:
+    if "@" in (parts.netloc or spec.url):
         raise SiteError(f"[pacs].url holds a user name; put user:password into the file [pacs].credentials of {source}")
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
+    spaced = not spec.url.isprintable() or " " in spec.url
+    if spaced or parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
         raise SiteError(f"[pacs].url = {spec.url!r} is no address; {expected}")
     if "[" in parts.netloc:
         raise SiteError(f"[pacs].url = {spec.url!r} has an IPv6 address; give its host name in {source}")
@@ -153,6 +154,8 @@ def _check_dicomweb(spec: PacsSpec, source: str) -> None:
 def _check_dimse(spec: PacsSpec, source: str) -> None:
     if not spec.host:
         raise SiteError(f"[pacs].host is missing; name the PACS's machine in {source}")
+    if not spec.host.isprintable() or " " in spec.host:
+        raise SiteError(f"[pacs].host = {spec.host!r} is no name of a machine; change it in {source}")
     for name in ("called_aet", "calling_aet"):
         if not _AE_TITLE.fullmatch(getattr(spec, name)):
             raise SiteError(f"[pacs].{name} = {getattr(spec, name)!r} is not 1 to 16 characters; set it in {source}")

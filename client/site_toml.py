@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,21 +31,30 @@ def write_site(target: Path, values: Mapping[str, object], *, about: str = "") -
     """Writes a site.toml, after `load_site` has read the very same text; see `site_text`.
 
     Raises:
-        SiteError: the values do not fit together, or there is such a file already; nothing is left behind.
+        SiteError: the values do not fit together, or there is such a file already; nothing is left behind, no new
+            folder either.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
+    new = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(site_text(values, about=about), encoding="utf-8")
         load_site(draft)
         os.link(draft, target)
     except SiteError as error:
-        raise SiteError(str(error).replace(str(draft), str(target))) from None
+        said = str(error).replace(str(draft), str(target))
+        raise SiteError(f"{said} (it was not written: give another value)") from None
+    except UnicodeEncodeError as error:
+        line = error.object[: error.end].rpartition("\n")[2]
+        raise SiteError(f"{line!r} is no UTF-8 text, as {target} has to be; rename that file or folder") from None
     except OSError as error:
         refuse_existing(target)
         raise SiteError(f"{target} cannot be written ({error.__class__.__name__}); give a folder that can") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no such folder, or one that somebody uses by now
+            draft.unlink(missing_ok=True)
+            for folder in new:
+                folder.rmdir()
 
 
 def refuse_existing(target: Path) -> None:

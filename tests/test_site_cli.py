@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -188,6 +189,26 @@ def test_answers_that_do_not_fit_leave_nothing_behind(arguments: list[str], said
     assert "\n" not in str(done.exception)
     assert f".{'site.toml'}." not in str(done.exception)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "values", "said"),
+    [
+        ("new/folder", {"name": "North"}, "it was not written"),
+        ("new", {"data.path": os.fsdecode(b"caf\xe9")}, "no UTF-8 text"),
+        ("file", {}, "cannot be written"),
+        ("file/below", {}, "cannot be written"),
+        ("x" * 300, {}, "cannot be written"),
+    ],
+)
+def test_a_site_that_cannot_be_written_is_one_line_and_leaves_no_folder(
+    folder: str, values: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SiteError, match=said) as caught:
+        write_site(tmp_path / folder / "site.toml", answers("dicom") | values)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # --- check ---

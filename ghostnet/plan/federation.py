@@ -131,12 +131,21 @@ class FederationSpec:
         raise PlanError(f"[federation].weights names no {hospital}; give every hospital that joins a weight, or none")
 
 
-def read_weights(raw: object) -> object:
-    """Turns `weights = "equal"` and the table name -> weight of a TOML file into the plan's one form, a sorted list."""
+def read_weights(raw: object, source: str) -> object:
+    """Turns `weights = "equal"` and the table name -> weight of a TOML file into the plan's one form, a sorted list.
+
+    Raises:
+        PlanError: it has none of these forms.
+    """
     if raw == "equal":
         return []
     if isinstance(raw, Mapping):
         return [{"hospital": name, "weight": raw[name]} for name in sorted(raw)]
+    if not isinstance(raw, list):
+        raise PlanError(
+            f'federation.weights = {raw!r:.200} is neither "equal" nor a table of name = weight; write a line for each '
+            f"hospital below [federation.weights] in {source}"
+        )
     return raw
 
 

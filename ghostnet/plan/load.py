@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ghostnet.plan.compatibility import check_networks
 from ghostnet.plan.federation import check_federation, read_weights
 from ghostnet.plan.spec import ImageSpec, Plan
 from ghostnet.plan.tasks import REGISTRY as TASKS
-from ghostnet.plan.toml import check_number, read_table
+from ghostnet.plan.toml import check_number, parse, read_file, read_table
 
 
 def load_plan(path: Path) -> Plan:
@@ -20,28 +19,19 @@ def load_plan(path: Path) -> Plan:
     Raises:
         PlanError: the file is missing, is not TOML, or holds an unknown, missing or out-of-range value.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"plan {path} cannot be read ({error.__class__.__name__}); give the path of a plan.toml"
-        ) from None
-    return parse_plan(text, source=str(path))
+    raw = read_file(path, title="plan", example="plan.toml", error=PlanError)
+    return plan_from_dict(raw, source=str(path))
 
 
 def parse_plan(text: str, *, source: str = "plan") -> Plan:
     """Parses the TOML text of a plan; see `load_plan`."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{source} is not valid TOML: {error}") from None
-    return plan_from_dict(raw, source=source)
+    return plan_from_dict(parse(text, source=source, error=PlanError), source=source)
 
 
 def plan_from_dict(raw: object, *, source: str = "plan") -> Plan:
     """Builds and checks a plan from plain values, as `Plan.to_dict` gives them; see `load_plan`."""
     if isinstance(raw, dict) and isinstance(table := raw.get("federation"), dict) and "weights" in table:
-        raw = {**raw, "federation": {**table, "weights": read_weights(table["weights"])}}
+        raw = {**raw, "federation": {**table, "weights": read_weights(table["weights"], source)}}
     plan = read_table(Plan, raw, source=source, error=PlanError)
     _check_image(plan.image, source)
     _check_tasks(plan, source)

@@ -9,13 +9,16 @@ import dataclasses
 import difflib
 import json
 import math
+import re
+import tomllib
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ghostnet.errors import GhostNetError
+from ghostnet.errors import GhostNetError, printable
 from ghostnet.plan.keys import allowed, bare, field_info, found_at, type_words
 
 T = TypeVar("T")
@@ -25,6 +28,39 @@ _OUT_OF_RANGE = (
     "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"
 )  # fmt: skip
 _SHOWN = 200  # characters of a value in a message
+_BARE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a key that TOML writes without quotes
+
+
+def read_file(path: Path, *, title: str, example: str, error: type[GhostNetError]) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        path: the file; UTF-8, with a byte order mark where an editor wrote one.
+        title: of such files, for messages.
+        example: name of such a file, for messages.
+        error: the exception class to raise.
+
+    Raises:
+        GhostNetError: of class `error`: the file cannot be read, or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise error(f"{title} {path} is not UTF-8 text; save it as UTF-8 in your editor") from None
+    except OSError as refused:
+        kind = refused.__class__.__name__
+        raise error(f"{title} {path} cannot be read ({kind}); give the path of a {example}") from None
+    return parse(text, source=str(path), error=error)
+
+
+def parse(text: str, *, source: str, error: type[GhostNetError]) -> dict[str, Any]:
+    """The tables of a TOML text; see `read_file`."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise error(f"{source} has tables or lists nested too deep; no key needs that: remove them") from None
+    except ValueError as refused:  # not TOML, or a number of more digits than Python reads
+        raise error(f"{source} is not valid TOML: {printable(str(refused))}; correct it") from None
 
 
 def read_table(cls: type[T], raw: object, *, source: str, error: type[GhostNetError], prefix: str = "") -> T:
@@ -41,7 +77,11 @@ def read_table(cls: type[T], raw: object, *, source: str, error: type[GhostNetEr
         GhostNetError: of class `error`, naming the key.
     """
     try:
-        return _reader(cls).validate_json(json.dumps(raw, default=_no_value), strict=True, extra="forbid")
+        text = json.dumps(raw, default=_no_value)
+    except (RecursionError, ValueError):
+        raise error(f"{source} has a number of thousands of digits, or is nested too deep; remove it") from None
+    try:
+        return _reader(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as refused:
         faults = refused.errors(include_url=False, include_context=False)
     # A misspelled key is said before the one that is missing for it.
@@ -85,6 +125,8 @@ def _no_value(value: object) -> object:
 def _message(cls: type[Any], fault: Mapping[str, Any], *, source: str, prefix: str) -> str:
     """The message of an error: the given value, the expected one, and the remedy."""
     kind, place, value = fault["type"], fault["loc"], _shown(fault["input"])
+    if kind == "json_invalid":
+        return f"{source} has tables or lists nested too deep; no key needs that: remove them"
     key = _dotted(prefix, place)
     if kind == _UNKNOWN:
         return f"{source}: unknown key {key}; {_nearest(cls, place, prefix)}"
@@ -120,8 +162,13 @@ def _nearest(cls: type[Any], place: tuple[int | str, ...], prefix: str) -> str:
 def _dotted(prefix: str, place: tuple[int | str, ...]) -> str:
     key = prefix
     for part in place:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+        key += f"[{part}]" if isinstance(part, int) else f".{_quoted(part)}" if key else _quoted(part)
     return key
+
+
+def _quoted(name: str) -> str:
+    """A key as TOML writes it, on one line."""
+    return name if _BARE.fullmatch(name) else _shown(name)
 
 
 def _shown(value: object) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 def check_device_name(name: str, *, key: str) -> None:

@@ -143,6 +143,49 @@ def test_a_wrong_value_is_one_line_that_names_it(tmp_path: Path, old: str, new: 
     assert "\n" not in str(caught.value)
 
 
+HUGE = "0x" + "f" * 6000  # more digits than Python writes in decimal
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("8.0", "1" * 5000, "not valid TOML"),
+        ("8.0", HUGE, "thousands of digits"),
+        ("delta = 1e-5", f"delta = 1e-5\nmax_rounds = {HUGE}", "thousands of digits"),
+        ("delta = 1e-5", f"delta = 1e-5\npeers = {'[' * 5000}{']' * 5000}", "nested too deep"),
+        ("delta = 1e-5", f"delta = 1e-5\npeers = {'[' * 300}{']' * 300}", "nested too deep"),
+        ("delta = 1e-5", f"delta = 1e-5\n{'.'.join('a' * 3000)} = 1", "nested too deep"),
+        ("delta = 1e-5", 'delta = 1e-5\n"a\\nb" = 1', r"unknown key policy.'a\nb'"),
+        ("delta = 1e-5", 'delta = 1e-5\n"" = 1', "unknown key policy.''"),
+        ("delta = 1e-5", f"delta = 1e-5\n{'a' * 20_000} = 1", "unknown key policy.'aaa"),
+        ("delta = 1e-5", 'delta = 1e-5\n[labels.map]\n"a\\nb" = 3', r"labels.map.'a\nb' = 3"),
+        ('"images"', '"a\\u0000b"', "data.path"),
+        ('"labels.csv"', '"a\\u0000b"', "data.labels"),
+        ("delta = 1e-5", 'delta = 1e-5\nwitness = "\\u0000"', "policy.witness"),
+        ("delta = 1e-5", 'delta = 1e-5\n[labels.map]\nmissing = ""', "empty text"),
+        ("delta = 1e-5", 'delta = 1e-5\n[compute]\ndevice = "cuda:\N{ARABIC-INDIC DIGIT THREE}"', "[compute].device"),
+    ],
+)
+def test_a_hostile_file_is_one_short_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(SiteError) as caught:
+        load_site(write(tmp_path, GOOD.replace(old, new)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_file_of_another_encoding_is_read_or_says_so(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(GOOD.replace("images", "rö").encode(encoding))
+    if encoding == "utf-8-sig":
+        assert load_site(path).data.path == tmp_path / "rö"
+    else:
+        with pytest.raises(SiteError, match="not UTF-8 text; save it as UTF-8"):
+            load_site(path)
+
+
 def test_a_missing_file_is_said_without_a_traceback(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="cannot be read"):
         load_site(tmp_path / "none.toml")

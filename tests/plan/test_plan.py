@@ -68,9 +68,16 @@ def test_the_rounds_together_make_exactly_the_steps_that_are_charged(steps: int,
 def test_a_file_that_is_not_toml_or_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read"):
         load_plan(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("epsilon == 8")
-    with pytest.raises(PlanError, match="not valid TOML"):
-        load_plan(tmp_path / "bad.toml")
+    for text, said in (
+        ("epsilon == 8", "not valid TOML"),
+        (f"seed = {'1' * 5000}", "not valid TOML"),
+        (f"seed = 0x{'f' * 6000}", "thousands of digits"),
+        (f"seed = {'[' * 5000}", "nested too deep"),
+        ("[federation]\nweights = 3", "neither"),
+    ):
+        (tmp_path / "bad.toml").write_text(text)
+        with pytest.raises(PlanError, match=said):
+            load_plan(tmp_path / "bad.toml")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
