@@ -93,7 +93,17 @@ def not_installed(module: str, extra: str) -> MissingDependencyError:
         module: that could not be imported.
         extra: of this package, which brings it.
     """
-    return MissingDependencyError(f"this needs {module}: pip install 'ghostnet[{extra}]'")
+    return MissingDependencyError(f"this needs {module}: {install_line(extra)}")
+
+
+_AFTER_EXTRA = {
+    "ocr": "pip install --no-deps rapidocr==3.8.4"
+}  # the package asks for another OpenCV (deploy/README.md)
+
+
+def install_line(extra: str) -> str:
+    """The command that brings everything of an extra of this package."""
+    return " && ".join(filter(None, (f"pip install 'ghostnet[{extra}]'", _AFTER_EXTRA.get(extra))))
 
 
 class AuditError(GhostNetError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostnet.errors import MissingDependencyError, not_installed
+from ghostnet.errors import MissingDependencyError, install_line, not_installed
 
 MODEL = "ch_PP-OCRv4_det_mobile.onnx"
 MODEL_SHA256 = "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9"
@@ -108,8 +108,8 @@ def _detector() -> _Detector:
         from rapidocr.ch_ppocr_det.utils import DBPostProcess, DetPreProcess
     except ImportError as error:
         raise MissingDependencyError(
-            f"{not_installed('rapidocr', 'ocr')} and then pip install --no-deps rapidocr==3.8.4; it finds burned-in "
-            'text. Or set [deidentify].burned_in = "trust" in site.toml if no image carries text'
+            f"{not_installed('rapidocr', 'ocr')}; it finds burned-in text. "
+            'Or set [deidentify].burned_in = "trust" in site.toml if no image carries text'
         ) from error
     options = SessionOptions()
     # One thread: hospitals decode in several processes, and a thread pool in each starves the others.
@@ -139,7 +139,5 @@ def _read_model(path: Path) -> bytes:
     """
     model = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(model).hexdigest() != MODEL_SHA256:
-        raise MissingDependencyError(
-            f"{path} is not the network that finds burned-in text; pip install --no-deps rapidocr==3.8.4"
-        )
+        raise MissingDependencyError(f"{path} is not the network that finds burned-in text; {install_line('ocr')}")
     return model

@@ -16,7 +16,7 @@ from client.deidentify.profile import EDITION, ROWS, check_allow_list
 from client.intake.sandbox.confinement import workers_have_no_network
 from ghostnet.cli.console import results
 from ghostnet.cli.roles import ROLES
-from ghostnet.errors import GhostNetError, MissingDependencyError
+from ghostnet.errors import GhostNetError, MissingDependencyError, install_line
 
 NEEDED_DISK_GB = 2
 LIBJPEG = "decodes JPEG of 12 bits (GPL-3.0): pip install pylibjpeg-libjpeg; without it such files are left out"
@@ -112,5 +112,5 @@ def _network() -> Finding:
 def _role(extra: str) -> Finding:
     role = ROLES[extra]
     lacks = role.lacks()
-    remedy = f"; it lacks {', '.join(lacks)}: pip install 'ghostnet[{extra}]'" if lacks else ""
+    remedy = f"; it lacks {', '.join(lacks)}: {install_line(extra)}" if lacks else ""
     return Finding(name=extra, good=not lacks, required=False, detail=role.purpose + remedy)
