@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 
 import click
 import typer
+import typer.core
 from typer.core import TyperGroup
+
+typer.core.HAS_RICH = False  # else it escapes "[" for rich, which does not print our help
 
 
 class LazyGroup(TyperGroup):

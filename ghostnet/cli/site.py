@@ -27,7 +27,7 @@ class SiteCommands(LazyGroup):
         ),
         "budget": (
             "ghostnet.cli.site_budget:budget",
-            "What the ledger of this state folder has spent, on what, and what is left; reads only.",
+            "Show what the ledger of this state folder has spent, on what, and what is left; reads only.",
         ),
         "ledger": (
             "ghostnet.cli.site_ledger:ledger",

@@ -36,7 +36,7 @@ def budget(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Prints the budget of this state folder: spent, on what, and left; reads only.
+    """Show what the ledger of this state folder has spent, on what, and what is left; reads only.
 
     The record says date, epsilon of all runs and cap, delta and its reason, each run's contribution bound, trust model,
     floating-point level and audit result, with lines for date, name and signature.
