@@ -38,6 +38,12 @@ def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    command = [sys.executable, "-m", "ghostnet", "plan", "check", "x\nghostnet: all is well"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+
+
 def test_every_command_answers_to_help_and_a_wrong_one_is_named() -> None:
     runner = CliRunner()
     listed = runner.invoke(app, ["--help"]).output

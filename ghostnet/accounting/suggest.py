@@ -113,7 +113,7 @@ def suggest(
     Raises:
         PlanError: a number is out of range, or the plan that comes of them is not valid.
     """
-    if not patients or min(patients) < 1 or not epsilon > 0 or not minutes > 0:
+    if not patients or min(patients) < 1 or not 0 < epsilon < math.inf or not 0 < minutes < math.inf:
         raise PlanError(
             f"patients = {list(patients)}, epsilon = {epsilon}, minutes = {minutes}: give each hospital's number of "
             "patients (>= 1), separated by commas, an epsilon > 0 and minutes > 0"
@@ -166,8 +166,17 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
     >>> round(1 / gaussian_mu(1.0, 1e-5), 2)
     3.73
+
+    Raises:
+        PlanError: no such mechanism can be computed.
     """
-    return float(brentq(partial(_excess_delta, epsilon=epsilon, delta=delta), 1e-6, 50.0 + epsilon))
+    try:
+        return float(brentq(partial(_excess_delta, epsilon=epsilon, delta=delta), 1e-6, 50.0 + epsilon))
+    except (ValueError, OverflowError):
+        raise PlanError(
+            f"epsilon = {epsilon:g} with delta = {delta:g} is beyond what can be computed; give an epsilon of 0.001 to "
+            "100 and a delta well below 1 / patients"
+        ) from None
 
 
 def class_signal(patients: Sequence[int], classes: int, warm_mu: float, numbers: int) -> float:

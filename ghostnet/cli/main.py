@@ -71,7 +71,7 @@ def main() -> None:
     except GhostNetError as error:
         if os.environ.get("GHOSTNET_DEBUG"):
             raise
-        said = "\n".join(printable(line) for line in str(error).split("\n"))  # it may quote what somebody else wrote
+        said = printable(str(error))  # one line; it may quote what somebody else wrote
         errors.print(f"ghostnet: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -59,7 +59,10 @@ def suggest(
     )
     if out is not None:
         given = f"patients {patients}, {images} px, epsilon {epsilon:g}"
-        out.write_text(plan_text(suggestion, given), encoding="utf-8")
+        try:
+            out.write_text(plan_text(suggestion, given), encoding="utf-8")
+        except OSError as error:
+            raise PlanError(f"--out {out} cannot be written ({error.__class__.__name__}); give another file") from None
     if as_json:
         results.print_json(data=_figures(suggestion) | {"plan": suggestion.plan.to_dict()})
         return

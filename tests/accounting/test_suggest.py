@@ -73,6 +73,32 @@ def test_impossible_numbers_are_refused(patients, epsilon):
         suggest(patients=patients, size=64, epsilon=epsilon)
 
 
+@pytest.mark.parametrize(
+    "given", [{"epsilon": math.inf}, {"epsilon": 1e4}, {"delta": math.nan}, {"delta": 2.0}], ids=str
+)
+def test_numbers_beyond_the_mechanism_are_refused_in_one_line(given):
+    with pytest.raises(PlanError, match="give "):
+        suggest(**{"patients": [1000], "size": 28, "epsilon": 1.0} | given)
+
+
+def test_a_plan_that_cannot_be_written_is_one_line(tmp_path):
+    asked = [
+        "plan",
+        "suggest",
+        "--patients",
+        "1000",
+        "--images",
+        "28",
+        "--epsilon",
+        "8",
+        "--out",
+        str(tmp_path / "no/x"),
+    ]
+    done = CliRunner().invoke(app, asked)
+    assert isinstance(done.exception, PlanError)
+    assert "cannot be written" in str(done.exception)
+
+
 def test_the_command_writes_a_plan_that_checks(tmp_path):
     out = tmp_path / "plan.toml"
     asked = ["--patients", "1200,900,400", "--images", "64", "--epsilon", "8", "--out", str(out), "--json"]
