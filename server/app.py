@@ -18,9 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from ghostnet.accounting import catalogue
 from ghostnet.accounting.plan_cost import resolve
-from ghostnet.certificate import transcript
+from ghostnet.certificate import certificate, transcript
 from ghostnet.errors import FederationError
-from ghostnet.evidence import keys
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import join_pair, load_arrays, split_pair, to_arrays
 from ghostnet.exchange.flower import from_record, to_record
@@ -38,6 +37,8 @@ from server.conversation import Conversation, Hospital
 from server.pooled import train_pooled
 from server.publish import Outcome, publish, stage
 from server.strategy import CheckedStrategy
+
+_SHOWN = 300  # characters of what is wrong with a statement
 
 
 def build_app(
@@ -167,7 +168,7 @@ def _warm_start(conversation: Conversation, plan: Plan) -> dict[str, np.ndarray]
     reasons: list[str] = []
     replies = conversation.ask(WarmStartRequest(), WarmStartAnswer, conversation.hospitals, refused=reasons)
     expected = {protocol.NOISED_SUM: np.zeros(plan.embedding.size, dtype=np.float32)}
-    answers = conversation.fitting(replies, expected)
+    answers = conversation.fitting(replies, expected, reasons)
     conversation.require(len(answers), "released the warm start's sum", reasons)
     return {name: arrays[protocol.NOISED_SUM] for name, arrays in answers.items()}
 
@@ -247,7 +248,14 @@ def _finish(
     replies = conversation.ask(request, FinishAnswer, conversation.hospitals, refused=reasons)
     for reply in replies:
         hospital = conversation.hospitals[reply.node_id]
-        hospital.statement = _checked_statement(reply.answer.statement, hospital, conversation, files)
+        problem = _statement_problem(reply.answer.statement, hospital, conversation, request)
+        if problem:
+            log(WARNING, "the statement of %s is left out: %s", hospital.name, problem)
+            reasons.append(f"{hospital.name}: {problem}")
+            continue
+        hospital.statement = reply.answer.statement
+        hospital.note_answer(FinishAnswer.kind)
+    replies = [reply for reply in replies if conversation.hospitals[reply.node_id].statement is not None]
     conversation.require(sum(h.statement is not None for h in conversation.hospitals.values()), "signed", reasons)
     if not models:
         return {}, 0
@@ -261,18 +269,21 @@ def _finish(
     return totals, len(answers)
 
 
-def _checked_statement(
-    statement: dict[str, object], hospital: Hospital, conversation: Conversation, files: dict[str, str]
-) -> dict[str, object] | None:
-    """The hospital's signed statement; None if it is not its own, or about another run, plan or files."""
-    about = {"site": hospital.name, "public_key": hospital.public_key, "run_id": conversation.run_id}
-    about |= {"plan_hash": conversation.plan.hash()}
-    signed = {key: value for key, value in statement.items() if key != "signature"}
-    own = all(statement.get(key) == value for key, value in about.items()) and statement.get("files") == files
-    own = own and keys.verify(hospital.public_key, signed, str(statement.get("signature")))
-    if not own:
-        log(WARNING, "the statement of %s is not signed by its key for this run; it is left out", hospital.name)
-    return statement if own else None
+def _statement_problem(
+    statement: dict[str, object], hospital: Hospital, conversation: Conversation, request: FinishRequest
+) -> str:
+    """The reason why no certificate could hold a hospital's statement; "" where one can."""
+    about = {"site": hospital.name, "public_key": hospital.public_key, "files": request.files}
+    others = [name for name, value in about.items() if statement.get(name) != value]
+    if others:
+        return f"its {others[0]} is not the one of this hospital and run"
+    looks = certificate.check_statement(
+        statement,
+        plan=conversation.plan,
+        run_id=conversation.run_id,
+        public_images_sha256=request.public_images_sha256,
+    )
+    return next((f"{look.name}: {look.detail[:_SHOWN]}" for look in looks if not look.passed), "")
 
 
 def _require_all_signed(conversation: Conversation, checkpoint: Checkpoint) -> None:

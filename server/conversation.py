@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from logging import WARNING
 from typing import Generic, TypeVar
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 from flwr.common.logger import log
@@ -39,6 +41,7 @@ from ghostnet.plan import Plan
 from server.known_heads import KnownHeads
 
 NODE_WAIT_S = 120.0
+MAX_ANSWERED = 1e9  # of one number in an answer; weights, and sums over a hospital's patients, are far below
 
 A = TypeVar("A", bound=Answer, covariant=True)
 
@@ -55,6 +58,12 @@ class Hospital:
     mask_key_signature: str = ""
     answered: list[str] = field(default_factory=list)
     statement: dict[str, object] | None = None
+
+    def note_answer(self, kind: str, number: int = 0) -> None:
+        """Keeps that an answer of this hospital's was used: from then on it has to sign."""
+        name = f"{kind}-{number}" if number else kind
+        if name not in self.answered:
+            self.answered.append(name)
 
     def as_member(self) -> Member:
         """Its entry in a pooled run's roster."""
@@ -133,7 +142,7 @@ class Conversation:
         """Asks every connected node to take part; keeps those that do.
 
         Raises:
-            FederationError: fewer joined than the plan asks for, or two use one name.
+            FederationError: fewer joined than the plan asks for.
         """
         node_ids = wait_for_nodes(self.grid, expected)
         refused: list[str] = []
@@ -146,14 +155,11 @@ class Conversation:
                 log(WARNING, "a node is left out: %s", error)
                 refused.append(str(error))
                 continue
-            if any(hospital.name == other.name for other in self.hospitals.values()):
-                raise FederationError(
-                    f"two hospitals call themselves {hospital.name!r}; give each site.toml a name of its own"
-                )
             if hospital.public_key not in sent:
                 # Beyond what a JOIN carries: its last head goes out with the next request, and is checked then.
                 hospital.ledger_head = self._heads.head(hospital.public_key) or hospital.ledger_head
             self.hospitals[hospital.node_id] = hospital
+        self._leave_out_namesakes(refused)
         self._heads.note({hospital.public_key: hospital.ledger_head for hospital in self.hospitals.values()})
         self.require(len(self.hospitals), "joined", refused)
 
@@ -185,6 +191,16 @@ class Conversation:
         if not keys.verify(hospital.public_key, document, answer.join_signature):
             raise FederationError(f"{name} did not sign with the key that it names")
         return hospital
+
+    def _leave_out_namesakes(self, refused: list[str]) -> None:
+        """Leaves out every hospital of a name that several use: nobody here can tell whose it is."""
+        names = Counter(hospital.name for hospital in self.hospitals.values())
+        for name in sorted(name for name, count in names.items() if count > 1):
+            nodes = [node_id for node_id, hospital in self.hospitals.items() if hospital.name == name]
+            public = ", ".join(self.hospitals.pop(node_id).public_key for node_id in nodes)
+            problem = f"{len(nodes)} hospitals call themselves {name!r}; give each site.toml a name of its own"
+            log(WARNING, "all of them are left out: %s (keys %s)", problem, public)
+            refused.append(problem)
 
     def _heads_to_send(self) -> dict[str, str]:
         """Heads by public key for a JOIN: the newest of all runs, and those of an earlier attempt of this one."""
@@ -261,9 +277,6 @@ class Conversation:
             good.append(Reply(node_id=reply.metadata.src_node_id, answer=answer))
             if hospital:
                 hospital.ledger_head = heads[hospital.public_key] = answer.ledger_head
-                name = f"{kind}-{number}" if number else kind
-                if name not in hospital.answered:
-                    hospital.answered.append(name)
         self._heads.note(heads)
         wall = time.time() - started
         self.timings.append(Timing(phase=kind, round=number, wall_s=wall, slowest_client_s=min(slowest, wall)))
@@ -283,21 +296,29 @@ class Conversation:
         )
 
     def fitting(
-        self, replies: Iterable[Reply[ReleasedAnswer]], expected: Arrays, refused: list[str] | None = None
+        self,
+        replies: Iterable[Reply[ReleasedAnswer]],
+        expected: Arrays,
+        refused: list[str] | None = None,
+        *,
+        number: int = 0,
     ) -> dict[str, Arrays]:
-        """The answers whose arrays are `expected`'s in name, shape and type, and finite; by hospital, in their order.
+        """The answers whose arrays are `expected`'s in name, shape and type, and no larger than an honest answer's.
 
-        The others are logged, and why they do not fit is appended to `refused`.
+        By hospital, in the order of their names. The others are logged, and why they do not fit is appended to
+        `refused`. A larger number would overflow what is computed from all answers together.
         """
         answers: dict[str, Arrays] = {}
         for reply in replies:
-            name = self.hospitals[reply.node_id].name
+            hospital = self.hospitals[reply.node_id]
             try:
                 check_arrays(reply.answer.arrays, expected)
+                _check_sizes(reply.answer.arrays)
             except FederationError as error:
-                self._leave_out(name, error, refused)
+                self._leave_out(hospital.name, error, refused)
                 continue
-            answers[name] = reply.answer.arrays
+            hospital.note_answer(reply.answer.kind, number)
+            answers[hospital.name] = reply.answer.arrays
         return dict(sorted(answers.items()))
 
     def _leave_out(self, name: str, error: FederationError, refused: list[str] | None) -> None:
@@ -315,6 +336,13 @@ class Conversation:
         if count < least:
             said = "; ".join(reasons) or "no reply came in time"
             raise FederationError(f"{count} of at least {least} hospitals {did}: {said}")
+
+
+def _check_sizes(arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        largest = float(np.abs(array).max(initial=0))
+        if largest > MAX_ANSWERED:
+            raise FederationError(f"{name} holds {largest:g}, and no honest answer more than {MAX_ANSWERED:g}")
 
 
 def wait_for_nodes(grid: Grid, expected: int, *, timeout_s: float = NODE_WAIT_S) -> list[int]:

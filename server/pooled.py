@@ -181,11 +181,13 @@ class StepSums:
         expected = {protocol.MASKED_SUM: np.zeros(numbers, dtype=np.int64)}
         parts = {}
         for reply in replies:
-            name, arrays = self._conversation.hospitals[reply.node_id].name, reply.answer.arrays
+            hospital, arrays = self._conversation.hospitals[reply.node_id], reply.answer.arrays
             try:
                 check_arrays(arrays, expected)
             except FederationError as error:
-                raise FederationError(f"step {step}: {name} sent something else than a masked sum: {error}") from None
+                problem = f"step {step}: {hospital.name} sent something else than a masked sum: {error}"
+                raise FederationError(problem) from None
+            hospital.note_answer(StepAnswer.kind)
             parts[reply.node_id] = arrays[protocol.MASKED_SUM]
         return parts
 

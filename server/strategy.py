@@ -101,7 +101,7 @@ class CheckedStrategy(FedAvg):
         reasons: list[str] = []
         self.combined = None
         answers = self._conversation.sort_replies(replies, RoundAnswer, self._started, reasons, number=number)
-        checked = self._conversation.fitting(answers, self._sent, reasons)
+        checked = self._conversation.fitting(answers, self._sent, reasons, number=number)
         if not checked and self._conversation.spent:
             # An earlier attempt died inside this round at every hospital: it is spent, and the run goes on without it.
             log(WARNING, "round %s is spent without an answer; its generator stays as it was", number)

@@ -56,6 +56,7 @@ __all__ = [
     "SiteStatement",
     "build_certificate",
     "certificate_bytes",
+    "check_statement",
     "file_sha256",
     "not_shown",
     "site_statement",
@@ -178,6 +179,21 @@ def verify_sampler(folder: Path, *, trusted_keys: Mapping[str, str] | None = Non
     if plans:
         checks.extend(_plan_checks(folder, certificate, plans[0], trusted_keys))
     return checks
+
+
+def check_statement(
+    statement: SiteStatement, *, plan: Plan, run_id: str, public_images_sha256: str = ""
+) -> list[Check]:
+    """Checks one hospital's statement before there is a certificate: what `verify_sampler` looks at in it by itself.
+
+    Args:
+        statement: as the hospital sent it.
+        plan: the resolved plan of the run.
+        run_id: the run.
+        public_images_sha256: of the images that the generator started from; "" where the plan names none.
+    """
+    about = {**mechanism(plan), "run_id": run_id, "public_images": {"sha256": public_images_sha256}}
+    return [_check(what, look) for what, look in statement_looks(statement, about, plan)]
 
 
 def not_shown(folder: Path) -> tuple[str, ...]:

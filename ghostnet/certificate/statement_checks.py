@@ -43,7 +43,7 @@ def require(holds: bool, problem: str) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    """Equal in the byte form that is signed: 4 and 4.0 are not, nor are 1 and true."""
+    """Equal in the byte form that is signed: 4 and 4.0 are, 1 and true are not."""
     try:
         return keys.canonical_json({"": one}) == keys.canonical_json({"": other})
     except (ValueError, RecursionError):
@@ -168,6 +168,8 @@ def _epsilon(statement: SiteStatement, plan: Plan) -> str:
     require(set(reserved) == set(recomputed), "reserved is not every epsilon of the plan")
     for name, value in recomputed.items():
         not_understated(f"reserved.{name}", reserved[name], value)
+        much = f"reserved.{name} = {reserved[name]} is claimed, the plan gives {value:.4f}"
+        require(reserved[name] <= value + 2.5 * EPSILON_STEP, much)  # the certificate gives the largest that was signed
     return (
         f"what it answered costs {statement['epsilon_pld']:.4f} by PLD, {statement['epsilon_rdp']:.4f} by RDP; the run "
         f"reserved {reserved['epsilon_pld']:.4f}; {_lifetime(statement, plan)}"

@@ -6,6 +6,7 @@ Real hospitals answer; what one of them says is changed on its way, and signed w
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,23 +47,23 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class LyingGrid(DirectGrid):
-    """The first hospital's answers to one kind of request are what `lie` makes of them."""
+    """The first hospital's answers to one kind of request, or several, are what `lie` makes of them."""
 
-    def __init__(self, sites: list[Path], kind: str, lie: Lie) -> None:
+    def __init__(self, sites: list[Path], kind: str | tuple[str, ...], lie: Lie) -> None:
         super().__init__(sites)
-        self._kind, self._lie = kind, lie
+        self._kinds, self._lie = (kind,) if isinstance(kind, str) else kind, lie
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = super().send_and_receive(messages, timeout=timeout)
         return [
             self._lie(reply)
-            if (reply.metadata.message_type, reply.metadata.src_node_id) == (self._kind, LIAR)
+            if reply.metadata.message_type in self._kinds and reply.metadata.src_node_id == LIAR
             else reply
             for reply in replies
         ]
 
 
-def run(sites: list[Path], out: Path, kind: str, lie: Lie) -> None:
+def run(sites: list[Path], out: Path, kind: str | tuple[str, ...], lie: Lie) -> None:
     plan = plan_of("generator")
     checkpoint = Checkpoint.open(out, plan, resume=False)
     coordinate(LyingGrid(sites, kind, lie), plan, checkpoint, expected=len(sites), progress=silent)  # type: ignore[arg-type]
@@ -95,6 +96,17 @@ def join(sites: list[Path], lie: Lie, *, known: dict | None = None) -> Conversat
 def test_a_name_that_no_certificate_could_hold_is_left_out_when_it_joins(name: str, tmp_path: Path) -> None:
     conversation = join(three_hospitals(tmp_path / "sites"), joins_with_own_key(name))
     assert sorted(hospital.name for hospital in conversation.hospitals.values()) == ["north", "south"]
+
+
+def test_two_hospitals_of_one_name_are_left_out_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell which of the two lies; a stranger that takes a name must not end everybody's run."""
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    conversation = join(three_hospitals(tmp_path / "sites"), joins_with_own_key("north"))
+    assert [hospital.name for hospital in conversation.hospitals.values()] == ["south"]
+    assert "2 hospitals call themselves 'north'" in caplog.text
+    assert keys.public_hex(KEY) in caplog.text
 
 
 @pytest.mark.parametrize("field", ["name", "public-key", "join-signature"])
@@ -194,6 +206,10 @@ NOT_AS_AGREED = {
         "has 2 arrays where 1",
     ),
     "another shape": (with_arrays("arrays", lambda own: {"noised_sum": own["noised_sum"][:-1]}), "have shape"),
+    "too large": (
+        with_arrays("arrays", lambda own: {"noised_sum": np.full_like(own["noised_sum"], -3e38)}),
+        "noised_sum holds 3e+38, and no honest answer more than 1e+09",
+    ),
     "not finite": (with_arrays("arrays", lambda own: {"noised_sum": own["noised_sum"] * np.inf}), "NaN or infinity"),
 }
 
@@ -212,6 +228,29 @@ def test_an_answer_that_is_not_as_agreed_leaves_its_sender_out_and_says_why(name
     assert len(reasons) == 1
     assert reasons[0].startswith("harbour: ")
     assert says in reasons[0]
+
+
+@pytest.mark.parametrize("kind", [protocol.WARM_START, protocol.TRAIN, protocol.FINISH])
+def test_numbers_that_overflow_what_all_answers_make_do_not_end_the_run(kind: str, tmp_path: Path) -> None:
+    lie = with_arrays("arrays", lambda own: {name: np.full_like(array, 3e38) for name, array in own.items()})
+    run(three_hospitals(tmp_path / "sites"), tmp_path / "run", kind, lie)
+    assert failed(tmp_path / "run") == []
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def without_arrays_or_statement(reply: Message) -> Message:
+    """Whole in form; of no use to anybody."""
+    with_arrays("arrays", lambda own: {name: array[:1] for name, array in own.items()})(reply)
+    return with_value("statement", "{}")(reply) if "statement" in values_of(reply) else reply
+
+
+def test_a_hospital_of_which_nothing_was_used_need_not_sign(tmp_path: Path) -> None:
+    kinds = (protocol.WARM_START, protocol.TRAIN, protocol.FINISH)
+    run(three_hospitals(tmp_path / "sites"), tmp_path / "run", kinds, without_arrays_or_statement)
+    statements = json.loads((tmp_path / "run" / "sampler" / "certificate.json").read_text())["statements"]
+    assert [statement["site"] for statement in statements] == ["north", "south"]
+    counts = json.loads((tmp_path / "run" / "report.json").read_text())["utility"]["classification"]["released"]
+    assert counts.startswith("noised counts of 2 hospitals")
 
 
 def test_a_masked_sum_of_another_type_is_no_part_of_a_step(tmp_path: Path) -> None:
@@ -262,11 +301,30 @@ def as_text(text: str) -> Lie:
         statement_with(plan_hash="0" * 64),
         statement_with(files={"README.md": "0" * 64}),
         statement_with(files=None),
+        statement_with(reserved=None),
+        statement_with(reserved=[]),
+        statement_with(reserved={"epsilon_pld": 1e300}),
+        statement_with(epsilon_pld=0.01),
+        statement_with(more="text"),
         as_text(DEEP),
         as_text("[]"),
         as_text('{"site": NaN}'),
     ],
-    ids=["run", "no run", "plan", "files", "no files", "deep", "list", "nan"],
+    ids=[
+        "run",
+        "no run",
+        "plan",
+        "files",
+        "no files",
+        "no reserve",
+        "list for a reserve",
+        "less in a reserve",
+        "low",
+        "more",
+        "deep",
+        "list",
+        "nan",
+    ],
 )
 def test_a_statement_about_something_else_names_its_hospital_and_no_other(lie: Lie, tmp_path: Path) -> None:
     sites = three_hospitals(tmp_path / "sites")
