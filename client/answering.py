@@ -51,6 +51,7 @@ from ghostnet.progress import Progress, silent
 
 MAX_CLOCK_DIFFERENCE_S = 60.0
 LOCK_NAME = "site.lock"
+_LOCK_POLL_S = 0.05
 REFUSAL_CODE = re.compile(r"[A-Z]\d\d(?=:)")  # the policy's and the ledger's numbers; they say nothing of a patient
 
 _TOLD: set[tuple[str, str]] = set()
@@ -86,8 +87,7 @@ def answer(
         site_config = config()
         log = site_log(site_config.state / "site.log")
         request = decode_request(kind, receive())
-        with one_request_at_a_time(site_config.state):
-            check_time(request.header)
+        with one_request_at_a_time(site_config.state, lambda: check_time(request.header)):
             site = _open_site(site_config, progress, keep_ledger_open=keep_ledger_open)
             with capture_log(log):
                 return encode(_answer(site, request))
@@ -129,18 +129,34 @@ def check_time(header: Header) -> None:
 
 
 @contextmanager
-def one_request_at_a_time(state: Path) -> Iterator[None]:
+def one_request_at_a_time(state: Path, check: Callable[[], None]) -> Iterator[None]:
     """Waits until no other thread or process of this machine answers from this state folder.
 
-    The operating system ends the lock with the process that holds it.
+    The operating system ends the lock with the process that holds it. One that hangs and keeps it makes the others
+    late, not wait for ever.
+
+    Args:
+        state: the hospital's state folder.
+        check: called while it waits and once it has the lock; raises to give up.
     """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(state / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _locked(descriptor):
+            check()
+            time.sleep(_LOCK_POLL_S)
+        check()
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

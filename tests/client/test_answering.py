@@ -155,7 +155,7 @@ def ask_in_a_queue(site_file: Path, plan: Plan) -> str:
     """Asks while another request is answered, for longer than the coordinator waits."""
     said: list[str] = []
     deadline = time.time() + 2
-    with answering.one_request_at_a_time(site_file.parent):
+    with answering.one_request_at_a_time(site_file.parent, lambda: None):
         thread = threading.Thread(target=lambda: said.append(ask(site_file, plan, JoinRequest(), wait_s=0.5)))
         thread.start()
         while time.time() < deadline:
@@ -166,6 +166,19 @@ def ask_in_a_queue(site_file: Path, plan: Plan) -> str:
 
 def test_a_request_whose_time_ends_while_it_waits_for_its_turn_is_refused(site_file: Path, plan: Plan) -> None:
     assert ask_in_a_queue(site_file, plan).startswith(LATE)
+    assert kinds(site_file) == []
+
+
+def test_a_request_gives_up_when_its_time_ends_though_the_lock_is_never_let_go(site_file: Path, plan: Plan) -> None:
+    said: list[str] = []
+    with answering.one_request_at_a_time(site_file.parent, lambda: None):
+        thread = threading.Thread(
+            target=lambda: said.append(ask(site_file, plan, JoinRequest(), wait_s=0.5)), daemon=True
+        )
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert said[0].startswith(LATE)
     assert kinds(site_file) == []
 
 
