@@ -181,10 +181,10 @@ def test_adam_steps_by_about_its_rate_in_the_direction_of_the_mean(tmp_path: Pat
 
 @pytest.mark.parametrize("federation", EVERY[2:4], ids=["trimmed", "median"])
 def test_one_hospital_cannot_drag_a_robust_mean_away(tmp_path: Path, federation: str) -> None:
-    combined = _round(_made(tmp_path, federation), 1, _pair(0, 1), [_pair(1, 1), _pair(1e30, 1), _pair(1.5, 1)])
+    combined = _round(_made(tmp_path, federation), 1, _pair(0, 1), [_pair(1, 1), _pair(1e8, 1), _pair(1.5, 1)])
     assert 1 <= float(combined["w"].max()) <= 1.5
-    plain = _round(_made(tmp_path, ""), 1, _pair(0, 1), [_pair(1, 1), _pair(1e30, 1), _pair(1.5, 1)])
-    assert float(plain["w"].max()) > 1e29
+    plain = _round(_made(tmp_path, ""), 1, _pair(0, 1), [_pair(1, 1), _pair(1e8, 1), _pair(1.5, 1)])
+    assert float(plain["w"].max()) > 1e7
 
 
 @pytest.mark.parametrize("federation", EVERY[:2], ids=["fedavgm", "fedadam"])
