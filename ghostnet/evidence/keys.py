@@ -112,7 +112,7 @@ def verify(public: str, document: Mapping[str, Any], signature: str) -> bool:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(
             bytes.fromhex(signature), canonical_json(document)
         )
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, TypeError, ValueError):
         return False
     return True
 

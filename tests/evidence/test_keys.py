@@ -152,3 +152,8 @@ def test_canonical_json_survives_being_read_and_written(document: dict[str, Any]
 
     once = keys.canonical_json(document)
     assert keys.canonical_json(json.loads(once)) == once
+
+
+@pytest.mark.parametrize("document", [None, 5, [1], [[]], "text"])
+def test_what_is_no_document_has_no_signature(document: object) -> None:
+    assert not keys.verify("5e" * 32, document, "ab" * 64)  # type: ignore[arg-type]
