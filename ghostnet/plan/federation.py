@@ -105,7 +105,9 @@ class FederationSpec:
         int, key("PUBLIC bound on the hospitals that may hold the same patient.", ge=1, le=100)
     ] = 1
     min_hospitals: Annotated[int, key("A round with fewer replies is not averaged.", ge=1, le=100_000)] = 1
-    round_timeout_s: Annotated[Number, key("Longest wait for the replies of a round.", gt=0, unit="seconds")] = 3600.0
+    round_timeout_s: Annotated[
+        Number, key("Longest wait for the replies of a round.", gt=0, le=10_000_000, unit="seconds")
+    ] = 3600.0
 
     @property
     def is_pooled(self) -> bool:

@@ -191,7 +191,9 @@ class TrainingSpec:
     weight_clip: Annotated[
         Number, key("Where the critic is bounded by its weights: each stays within +- this.", gt=0, le=100)
     ] = 0.01
-    generator_delay: Annotated[int, key("First discriminator steps of the run without a generator step.", ge=0)] = 0
+    generator_delay: Annotated[
+        int, key("First discriminator steps of the run without a generator step.", ge=0, le=10_000_000)
+    ] = 0
     generator_batch: Annotated[int, key("Fakes of a generator step.", ge=1, le=1_000_000, unit="images")] = 64
     ema: Annotated[Number, key("Decay, per generator step, of the average that is sent.", ge=0, lt=1)] = 0.95
     embedding_weight: Annotated[
@@ -228,9 +230,12 @@ class UtilitySpec:
     ] = 3.0
     bins: Annotated[int, key("Score bins of the released counts.", ge=2, le=1000)] = 10
     synthetic_images: Annotated[
-        int, key("Images that the classifier is trained on; at least one of each class.", ge=1, unit="images")
+        int,
+        key(
+            "Images that the classifier is trained on; at least one of each class.", ge=1, le=10_000_000, unit="images"
+        ),
     ] = 4000
-    classifier_steps: Annotated[int, key("Training steps of the classifier.", ge=1)] = 600
+    classifier_steps: Annotated[int, key("Training steps of the classifier.", ge=1, le=10_000_000)] = 600
     real_reference: Annotated[bool, key("Simulation only: also print a classifier trained on the real data.")] = False
 
 
@@ -239,7 +244,14 @@ class Plan:
     """Everything a federation agrees on. All of it is public."""
 
     name: Annotated[str, key("The plan's name.", example="chest")]
-    seed: Annotated[int, key("PUBLIC randomness only (initial weights, random features); never noise or sampling.")] = 0
+    seed: Annotated[
+        int,
+        key(
+            "PUBLIC randomness only (initial weights, random features); never noise or sampling.",
+            ge=-(2**53 - 1),
+            le=2**53 - 1,  # exact in every language's JSON, as the plan's hash needs it
+        ),
+    ] = 0
     image: Annotated[ImageSpec, key("What one training image is.")]
     model: Annotated[ModelSpec, key("The two networks.")] = field(default_factory=ModelSpec)
     privacy: Annotated[PrivacySpec, key("The promise to each patient, and the mechanism of the discriminator's steps.")]

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
+from ghostnet.errors import PlanError
 from ghostnet.plan import Plan, plan_from_dict, spec
 from ghostnet.plan.keys import keys_of
 from tests.plans import tiny_plan
@@ -111,3 +112,20 @@ def _other(plan: Plan, table: str, field: dataclasses.Field[Any]) -> object:
         choices = [choice for choice in get_args(get_type_hints(type(owner))[field.name]) if choice != value]
         return choices[0] if choices else f"{value}x"
     return value + (1 if isinstance(value, int) else 0.0078125)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "value"),
+    [
+        ("", "seed", 2**53),
+        ("training", "generator_delay", 2**53),
+        ("utility", "synthetic_images", 10**400),
+        ("utility", "classifier_steps", 2**53),
+        ("federation", "round_timeout_s", 1e300),
+    ],
+)
+def test_a_number_that_no_hash_or_deadline_can_hold_is_one_line(table: str, name: str, value: float) -> None:
+    document = tiny_plan().to_dict()
+    (document[table] if table else document)[name] = value
+    with pytest.raises(PlanError, match=name):
+        plan_from_dict(document, source="plan.toml")
