@@ -41,7 +41,7 @@ class Dimse:
         self._spec = spec
         self._finder: Association | None = None
         self._getter: tuple[str, Association] | None = None  # for one SOP class
-        self._receiver: Any = None
+        self._server: Any = None
         self._receiver = DimseReceiver(spec)
         self._client_tls = _client_tls(spec)
 
@@ -83,9 +83,9 @@ class Dimse:
         for association in (self._finder, self._getter and self._getter[1]):
             if association is not None and association.is_established:
                 association.release()
-        if self._receiver is not None:
-            self._receiver.shutdown()
-        self._finder = self._getter = self._receiver = None
+        if self._server is not None:
+            self._server.shutdown()
+        self._finder = self._getter = self._server = None
 
     def _find(self, level: str, asked: dict[str, str]) -> list[Dataset]:
         """The matches, all of them: pynetdicom's idle thread may snatch an answer, so they are counted on arrival."""
@@ -158,7 +158,7 @@ class Dimse:
             storage = _storage_contexts(sop_class)
         else:
             sop_class = ""
-            self._receiver = self._receiver or self._listen()
+            self._server = self._server or self._listen()
         if self._getter is not None and self._getter[0] == sop_class and self._getter[1].is_established:
             return self._getter[1]
         if self._getter is not None and self._getter[1].is_established:
