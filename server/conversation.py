@@ -164,7 +164,7 @@ class Conversation:
         self.require(len(self.hospitals), "joined", refused)
 
     def _joined(self, reply: Reply[JoinAnswer]) -> Hospital:
-        """Lists the hospitals that answer a JOIN; nothing in their answers is trusted.
+        """The hospital that answered a JOIN; nothing in its answer is trusted.
 
         Raises:
             FederationError, PlanError: why that node takes no part.

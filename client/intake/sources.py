@@ -310,7 +310,7 @@ def _labels_path(config: SiteConfig) -> Path:
 
 
 def _patients_in_table(config: SiteConfig, unit: Unit) -> bool:
-    """True if the label table names the patient of an image; DICOM files name it themselves."""
+    """True if the label table has to name each image's patient: the files do not, and the plan protects patients."""
     return not file_format(config.data.kind).names_patient and unit == "patient"
 
 

@@ -26,7 +26,7 @@ _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
 
 def read_withdrawn(state: Path, secret: bytes, excluded: Set[str]) -> Withdrawn:
-    """The studies that are not fetched, of patients who are excluded now.
+    """The images of patients excluded now that are not fetched again.
 
     Args:
         state: the site's state folder.

@@ -38,7 +38,7 @@ Sum = Callable[[Cohort], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts of a cohort's sum, one a patient.
+    """Sizes of the patients' parts of a cohort's sum.
 
     Attributes:
         largest: norm of the largest part, in units of the sensitivity.

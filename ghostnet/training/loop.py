@@ -181,7 +181,7 @@ def private_views(images: torch.Tensor, views: int, entropy: Entropy) -> torch.T
 
 
 def patient_gradients(discriminator: nn.Module, plan: Plan) -> PatientGradients | PenalisedGradients:
-    """Computes a step's clipped sum: the fast way, or row by row where each patient's loss holds a penalty."""
+    """The way to a step's clipped sum: the fast one, or row by row where each patient's loss holds a penalty."""
     if plan.gradient_penalty != "patient":
         return PatientGradients(discriminator)
     penalty, weight = _input_penalty(plan), plan.training.gradient_penalty_weight

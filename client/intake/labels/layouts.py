@@ -68,7 +68,7 @@ class ImageLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The purpose that a table is read for.
+    """The demands on a label table.
 
     Attributes:
         labels: the plan's labels, for messages.

@@ -92,7 +92,7 @@ class Inbox:
         return True
 
     def missing(self) -> list[str]:
-        """The limits on what may still come."""
+        """Names of the images that may still come."""
         return [name for name in self._expected - self.refused if not self._files.has(self._study, name)]
 
 

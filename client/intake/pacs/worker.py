@@ -94,7 +94,7 @@ def _archive(spec: PacsSpec, credentials: str) -> Archive:
 
 
 def _sender(answers: BinaryIO) -> Callable[[dict[str, Any]], None]:
-    """Sends a message to the parent; without a parent, the process ends."""
+    """Returns a function that sends a message to the parent; without a parent, it ends the process."""
 
     def send(message: dict[str, Any]) -> None:
         try:

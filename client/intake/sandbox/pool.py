@@ -231,7 +231,7 @@ class _Worker:
         return outcome
 
     def _seconds(self, *paths: Path | None) -> float:
-        """The limits of decoding, by the files' sizes as the file system says them; nothing is opened."""
+        """The seconds that decoding may take, by the files' sizes as the file system says them; nothing is opened."""
         size = 0
         for path in paths:
             with contextlib.suppress(OSError):

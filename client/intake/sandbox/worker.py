@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _preparer(raw_settings: dict[str, Any], limits: Limits, replies: BinaryIO) -> Callable[[dict[str, Any]], Answer]:
-    """Answers a request for a prepared file."""
+    """Returns a function that answers a request for a prepared file."""
     from client.deidentify.profile import check_allow_list
     from client.intake.sandbox.prepare import prepare_file, warm_up
 
