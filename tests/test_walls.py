@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("ghostnet", "client", "server")
+from tests.house import ROOT, copy_packages
 
 # contract, file that breaks it, the line that does
 BREACHES = [
@@ -46,9 +45,7 @@ def lint(folder: Path, *contracts: str) -> subprocess.CompletedProcess[str]:
 def house(tmp_path: Path) -> Path:
     """A copy of the three packages that a test may damage."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+    return copy_packages(tmp_path)
 
 
 def test_the_walls_hold() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,37 +18,22 @@ from ghostnet.models import REGISTRY, Architecture, ArchitectureName, architectu
 from ghostnet.plan import ModelSpec
 from ghostnet.sampler.folder import sampler_config
 from ghostnet.sampler.sampler import Sampler
+from tests.house import ROOT, copy_packages, places_that_know
 from tests.networks import network_plan
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PACKAGES = ("ghostnet", "client", "server")
 LAST_LINE = '    "keras28": "ghostnet.models.keras28",\n'
 
 
 def names_used(root: Path) -> Iterator[str]:
     """Places outside the networks' room that name an architecture: a text constant, or an import of its file."""
-    modules = set(REGISTRY.values())
-    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        if (root / "ghostnet" / "models") in path.parents:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Constant) and node.value in REGISTRY
-            if isinstance(node, ast.ImportFrom):
-                full = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-                named = bool(full & modules)
-            if isinstance(node, ast.Import):
-                named = bool({alias.name for alias in node.names} & modules)
-            if named:
-                yield f"{path.relative_to(root)}:{node.lineno}"
+    return places_that_know(root, REGISTRY, set(REGISTRY.values()), [root / "ghostnet" / "models"])
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of the three packages that a test may change."""
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+    return copy_packages(tmp_path)
 
 
 def test_no_architecture_is_known_by_its_name_outside_the_networks_room() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +21,10 @@ from ghostnet.errors import FederationError, PlanError
 from ghostnet.plan import UtilitySpec
 from ghostnet.plan.tasks import REGISTRY, TaskEntry, TaskName
 from ghostnet.utility.task import Task, TaskModel, find_task, models_to_arrays, received_models, task_spec
+from tests.house import PACKAGES, ROOT, copy_packages, places_that_know
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PACKAGES = ("ghostnet", "client", "server")
 OWN = ("ghostnet/utility/classification.py", "ghostnet/plan/tasks.py")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,18 +34,7 @@ def names_used(root: Path) -> Iterator[str]:
     """Places outside a task's own file and the registry that name a task: a text constant, or an import of its file."""
     modules = {entry.module for entry in REGISTRY.values()}
     own = {root / f"{module.replace('.', '/')}.py" for module in modules} | {root / OWN[1]}
-    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        if path in own:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Constant) and node.value in REGISTRY
-            if isinstance(node, ast.ImportFrom):
-                full = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-                named = bool(full & modules)
-            if isinstance(node, ast.Import):
-                named = bool({alias.name for alias in node.names} & modules)
-            if named:
-                yield f"{path.relative_to(root)}:{node.lineno}"
+    return places_that_know(root, REGISTRY, modules, own)
 
 
 def words_used(root: Path) -> list[str]:
@@ -62,9 +48,7 @@ def words_used(root: Path) -> list[str]:
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of the three packages that a test may change."""
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+    return copy_packages(tmp_path)
 
 
 def test_no_task_is_known_by_its_name_outside_its_file_and_the_registry() -> None:

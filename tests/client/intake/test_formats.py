@@ -18,9 +18,9 @@ import pytest
 
 from client.formats import FIRST_BYTES, FORMATS, KINDS, FileFormat, Kind, file_format, kinds_with
 from client.intake.folder import image_suffix
+from tests.house import ROOT, copy_packages
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
 NOT_ASKED = ("client/formats.py", "client/intake/readers/masks.py")  # masks are read in three formats of their own
 LAST_LINES = '        syntaxes=("NIfTI",),\n        has_frames=True,\n    ),\n'
 ENTRY = """\
@@ -47,9 +47,7 @@ def places_that_name(word: str, root: Path) -> Iterator[str]:
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of the three packages that a test may change."""
-    for package in ("ghostnet", "client", "server"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+    return copy_packages(tmp_path)
 
 
 def test_no_module_but_the_list_names_a_format(house: Path) -> None:
