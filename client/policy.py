@@ -64,6 +64,7 @@ class PolicySpec:
             "Most of a patient's privacy budget that all runs together may ever spend, as epsilon by PLD. People "
             "decide this.",
             gt=0,
+            le=1e6,
             example=8.0,
         ),
     ]
@@ -91,6 +92,7 @@ class PolicySpec:
             'Only for plans with share = "pooled": the most that all runs together may tell the coordinator and all '
             "other hospitals, who could put their parts together; 0: this hospital takes no part in pooled runs.",
             ge=0,
+            le=1e6,
         ),
     ] = 0.0
     peers: Annotated[

@@ -88,7 +88,7 @@ class Check:
 def build_certificate(
     *, plan: Plan, statements: Sequence[SiteStatement], server_key: Ed25519PrivateKey
 ) -> dict[str, Any]:
-    """Puts the hospitals' statements together and signs the whole.
+    """Puts the hospitals' statements together and signs the whole; numbers are in the form that was signed.
 
     Args:
         plan: the resolved plan of the run.
@@ -106,7 +106,7 @@ def build_certificate(
         if about != (first["run_id"], plan.hash(), first["files"]):
             raise VerifyError(f"the statement of site {statement.get('site')} is about another run, plan or files")
     certificate = _certificate(plan, statements, keys.public_hex(server_key))
-    return {**certificate, "signature": keys.sign(server_key, certificate)}
+    return _signed_form({**certificate, "signature": keys.sign(server_key, certificate)})
 
 
 def _certificate(plan: Plan, statements: Sequence[SiteStatement], server_public_key: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _certificate(plan: Plan, statements: Sequence[SiteStatement], server_public_
 
 
 def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
-    """The one byte form of certificate.json; any other spacing or order fails verification."""
+    """The one byte form of certificate.json; any other spacing, order or form of a number fails verification."""
     return (json.dumps(certificate, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode(
         "ascii"
     )
@@ -250,8 +250,13 @@ def _read_certificate(folder: Path, found: list[dict[str, Any]]) -> str:
     few = not isinstance(statements, list) or len(statements) <= _MAX_STATEMENTS
     require(few, f"{path} holds more than {_MAX_STATEMENTS} statements")
     found.append(certificate)
-    require(certificate_bytes(certificate) == data, f"{path} is not in the byte form that was signed")
+    require(certificate_bytes(_signed_form(certificate)) == data, f"{path} is not in the byte form that was signed")
     return FORMAT
+
+
+def _signed_form(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """Each number as RFC 8785 reads it: 4.0 is 4, so that no byte can change under the same signatures."""
+    return dict(json.loads(keys.canonical_json(certificate)))
 
 
 def _keys(certificate: Mapping[str, Any], trusted_keys: Mapping[str, str] | None) -> str:

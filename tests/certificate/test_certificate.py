@@ -179,6 +179,15 @@ def test_any_changed_byte_of_the_certificate_fails(folder: Path) -> None:
                 assert names & {"certificate form", "server signature"}, (place, replacement)
 
 
+def test_a_number_that_is_written_otherwise_fails_too(folder: Path) -> None:
+    path = folder / "certificate.json"
+    good = path.read_text()
+    for number, otherwise in (('"clip_norm": 1,', '"clip_norm": 1.0,'), ("1e-05", "0.00001"), ("1e-05", "1E-5")):
+        assert number in good
+        path.write_text(good.replace(number, otherwise))
+        assert faults(folder) == {"certificate form"}, otherwise
+
+
 def test_spacing_that_means_nothing_fails_too(folder: Path) -> None:
     path = folder / "certificate.json"
     certificate = json.loads(path.read_text())
