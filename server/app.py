@@ -7,6 +7,7 @@ same bytes, and are charged once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import WARNING
 from pathlib import Path
 
@@ -43,7 +44,7 @@ _SHOWN = 300  # characters of what is wrong with a statement
 
 def build_app(
     *,
-    run_config: dict[str, str | bool | int | float] | None = None,
+    run_config: Mapping[str, str | bool | int | float] | None = None,
     plan: Plan | None = None,
     device: str = AUTO,
     progress: Progress = silent,

@@ -135,11 +135,16 @@ def check_block_boundaries(
             cohort = drawn_cohort(plan, (1,) * (others + 1), seed=others)
             plan = replace(plan, training=replace(plan.training, physical_rows=rows))
             build = partial(build_discriminator, plan.networks)
-            for made in crafted_weights(build, lambda network, at=cohort: network(at.images, at.labels), scale):
+            for made in crafted_weights(build, partial(run_discriminator, cohort=cohort), scale):
                 words = f"{name}, {made.words}, {rows} rows at once"
                 moves.try_neighbours(without_noise(step, plan, 1.0, made.network), cohort, words)
     progress("block boundaries", len(steps), len(steps))
     return moves.finding("block boundaries", tolerance=0.0)
+
+
+def run_discriminator(network: nn.Module, cohort: Cohort) -> object:
+    """Logits of every image of a cohort."""
+    return network(cohort.images, cohort.labels)
 
 
 class Moves:

@@ -50,14 +50,14 @@ def _without_labels_and_biases(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Embedding):
             nn.init.zeros_(layer.weight)
-        elif getattr(layer, "bias", None) is not None and isinstance(layer, nn.Linear | nn.Conv2d):
+        elif isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
 def _head_across(network: nn.Module, run: Callable[[nn.Module], object], scale: float) -> None:
     """The last layer that runs gets weights of norm `scale`, orthogonal to all that it is given for these rows."""
-    given: list[tuple[nn.Module, Tensor]] = []
+    given: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     hooks = [layer.register_forward_pre_hook(lambda own, args: given.append((own, args[0]))) for layer in layers]
     run(network)

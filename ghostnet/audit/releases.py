@@ -26,7 +26,15 @@ from ghostnet.accounting.catalogue import (
 from ghostnet.accounting.events import Event
 from ghostnet.audit.accounted import NotedEntropy, accounted_draws, check_draws
 from ghostnet.audit.canaries import NoEntropy
-from ghostnet.audit.contributions import SEEN, TOLERANCE, Moves, cohorts, drawn_cohort, parts_of
+from ghostnet.audit.contributions import (
+    SEEN,
+    TOLERANCE,
+    Moves,
+    cohorts,
+    drawn_cohort,
+    parts_of,
+    run_discriminator,
+)
 from ghostnet.audit.crafted import crafted_weights
 from ghostnet.audit.findings import Finding
 from ghostnet.audit.fresh_noise import FALSE_ALARM, Noise
@@ -145,12 +153,12 @@ def harmful_releases(
         yield _asked(open_hospital, WARM_START, narrow, f"warm start at bandwidth {MIN_BANDWIDTH:g}"), cohort
         for name in counted_tasks(plan):
             counts, build = UTILITY_COUNTS[name], partial(_untrained, name, plan)
-            for made in crafted_weights(build, lambda network, at=cohort: network(at.images), SCALE):
+            for made in crafted_weights(build, partial(_run_on_images, images=cohort.images), SCALE):
                 words = f"{counts.name}, {made.words}"
                 yield _asked(open_hospital, counts, plan, words, {name: made.network}), cohort
         for name, own in _by_architecture(plan, kinds).items():
             drawn = drawn_cohort(own, (1,) * (others + 1), seed=others)
-            run = partial(_run, cohort=drawn)
+            run = partial(run_discriminator, cohort=drawn)
             for made in crafted_weights(partial(build_discriminator, own.networks), run, SCALE):
                 words = f"perceptual features of {name}, {made.words}"
                 yield _features(noised_features, own, made.network, words), drawn
@@ -161,8 +169,8 @@ def _untrained(name: str, plan: Plan) -> nn.Module:
     return find_task(name).untrained(task_spec(plan)).network
 
 
-def _run(network: nn.Module, cohort: Cohort) -> object:
-    return network(cohort.images, cohort.labels)
+def _run_on_images(network: nn.Module, images: Tensor) -> object:
+    return network(images)
 
 
 def _by_architecture(plan: Plan, kinds: Mapping[str, Plan]) -> dict[str, Plan]:
@@ -234,7 +242,7 @@ def check_release_boundaries(harmful: Iterable[tuple[Release, Cohort]], progress
 
 def noise_of_releases(releases: Sequence[Release], entropy: Source) -> dict[str, Noise]:
     """Noise of several answers to the same request for each release, in units of its accounted size."""
-    found = {}
+    found: dict[str, Noise] = {}
     for release in releases:
         cohort = drawn_cohort(release.plan, (1, 3))
         bare = release.bare(cohort)

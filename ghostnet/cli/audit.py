@@ -15,7 +15,8 @@ from ghostnet.cli.nested import print_nested
 from ghostnet.errors import AuditError
 
 if TYPE_CHECKING:
-    from ghostnet.audit.mechanism import Build, MechanismAudit
+    from ghostnet.audit.every_release import Build
+    from ghostnet.audit.mechanism import MechanismAudit
 
 app = new_app("Audit a ledger, or the private step itself.")
 
@@ -82,7 +83,7 @@ def print_audit(audit: MechanismAudit) -> None:
 
 def _load_build(name: str) -> Build:
     """The `Build` object that MODULE:NAME names."""
-    from ghostnet.audit.mechanism import Build
+    from ghostnet.audit.every_release import Build
 
     module, _, attribute = name.partition(":")
     try:
@@ -90,5 +91,5 @@ def _load_build(name: str) -> Build:
     except (ImportError, AttributeError, ValueError) as error:
         raise AuditError(f"build {name!r} cannot be imported ({error}); give --build MODULE:NAME") from None
     if not isinstance(found, Build):
-        raise AuditError(f"build {name!r} is a {type(found).__name__}, not a ghostnet.audit.mechanism.Build")
+        raise AuditError(f"build {name!r} is a {type(found).__name__}, not a ghostnet.audit.every_release.Build")
     return found

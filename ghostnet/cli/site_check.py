@@ -45,7 +45,7 @@ def check(
     elsewhere, warnings = _elsewhere(config)
     if as_json:
         steps = [*warnings, *next_steps(table, site=site_file, quarantine=quarantine)]
-        found = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine)}
+        found: dict[str, object] = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine)}
         found |= {"prepared_elsewhere": elsewhere, "next": steps}
         results.print_json(data={**table.to_dict(), **found})
     else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -348,6 +347,11 @@ def _read(cls: type[R], named: Mapping[str, object], what: str) -> R:
     raise FederationError(f"{said}; both sides need the same release of GhostNet")
 
 
-@cache
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
 def _adapter(cls: type[R]) -> TypeAdapter[R]:
-    return TypeAdapter(cls)
+    """Made once for each record."""
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]

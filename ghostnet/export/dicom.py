@@ -21,7 +21,7 @@ except ImportError:
     raise not_installed("pydicom", "export") from None
 
 NOTICE = "SYNTHETIC - NOT FOR DIAGNOSTIC USE"
-IMPLEMENTATION_UID = "2.25.281537043166870926953034611397106180451"  # made once from a random UUID, for GhostNet
+IMPLEMENTATION_UID = UID("2.25.281537043166870926953034611397106180451")  # made once from a random UUID, for GhostNet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ class Generator(nn.Module):
             float (b, planes, size, size), in the pixel range.
         """
         one_hot = nn.functional.one_hot(labels, self.labels).to(z.dtype)
-        return self.net(torch.cat([z, one_hot], dim=1)[:, :, None, None])
+        images: torch.Tensor = self.net(torch.cat([z, one_hot], dim=1)[:, :, None, None])
+        return images
 
 
 @row_independent
@@ -118,7 +119,8 @@ class Discriminator(nn.Module):
         """
         features = self.features(images)  # (b, channels, base, base)
         shared = self.head(features).flatten()  # (b,)
-        return shared + (self.label_head(labels) * features.flatten(1)).sum(dim=1)
+        logits: torch.Tensor = shared + (self.label_head(labels) * features.flatten(1)).sum(dim=1)
+        return logits
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Activations of every layer, (b, channels, h, w) each: what the perceptual loss compares."""

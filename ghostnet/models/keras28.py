@@ -9,6 +9,8 @@ Two things privacy asks for: logits (as the tutorial has), and a dropout mask th
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -53,7 +55,8 @@ class Generator(nn.Module):
 
     def forward(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Draws one image for each row: z (b, latent), labels int64 (b,) -> (b, planes, 28, 28)."""
-        return self.net(self.stem_norm(self.stem(z) + self.label_stem(labels)))
+        images: torch.Tensor = self.net(self.stem_norm(self.stem(z) + self.label_stem(labels)))
+        return images
 
     def parameter_counts(self) -> tuple[int, int]:
         """Numbers of weights as Keras counts them, running statistics included (without label, of the label)."""
@@ -84,11 +87,12 @@ class Discriminator(nn.Module):
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Judges each row: (b, planes, 28, 28), int64 (b,) -> logits (b,)."""
         features = self.feature_maps(images)[-1].flatten(1)
-        return self.head(features)[:, 0] + (self.label_head(labels) * features).sum(dim=1)
+        logits: torch.Tensor = self.head(features)[:, 0] + (self.label_head(labels) * features).sum(dim=1)
+        return logits
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Activations of both layers, after dropout: (b, width, 14, 14) and (b, 2 width, 7, 7)."""
-        rows = row_keys(images, self.first.bias)
+        rows = row_keys(images, cast(torch.Tensor, self.first.bias))  # torch types any convolution's as optional
         first = self.drop(F.leaky_relu(self.first(images), LEAKY_SLOPE), rows)
         second = self.drop(F.leaky_relu(self.second(first), LEAKY_SLOPE), rows)
         return [first, second]

@@ -68,6 +68,7 @@ class Generator(nn.Module):
         self.mapping = nn.ModuleList(
             EqualLinear(style if i else 2 * latent, style, rate=MAPPING_RATE) for i in range(MAPPING_LAYERS)
         )
+        self.mean_style: torch.Tensor
         self.register_buffer("mean_style", torch.zeros(labels, style))
         self.start = nn.Parameter(torch.randn(1, _channels(size, BASE, width), BASE, BASE))
         self.layers, self.to_image = nn.ModuleList(), nn.ModuleList()
@@ -93,7 +94,8 @@ class Generator(nn.Module):
             if number % 2 == 0:  # the last layer of a resolution
                 drawn = self.to_image[number // 2](x, styles[number])  # (b, planes, side, side)
                 image = drawn + (F.interpolate(image, scale_factor=2, mode="bilinear") if number else image)
-        return self.squash(image)
+        squashed: torch.Tensor = self.squash(image)
+        return squashed
 
     def styles(self, z: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
         """A style (b, style) for each layer: mixed in training, truncated in evaluation."""
@@ -214,6 +216,8 @@ class PublicHash(nn.Module):
         public = np.random.Generator(np.random.PCG64([0x57EE, stream]))
         waves = public.standard_normal((HASHED, numbers), dtype=np.float32)
         phases = public.random(numbers, dtype=np.float32)
+        self.waves: torch.Tensor
+        self.phases: torch.Tensor
         self.register_buffer("waves", torch.from_numpy(waves), persistent=False)
         self.register_buffer("phases", torch.from_numpy(phases), persistent=False)
 
@@ -255,7 +259,8 @@ class Discriminator(nn.Module):
         """Judges each row: (b, planes, size, size), int64 (b,) -> logits (b,)."""
         features = self.summary(self.feature_maps(images)[-1])  # (b, channels)
         by_label = (self.label_head(labels) * features).sum(dim=1) / math.sqrt(features.shape[1])
-        return self.head(features)[:, 0] + by_label
+        logits: torch.Tensor = self.head(features)[:, 0] + by_label
+        return logits
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Activations after each block, (b, channels, h, w) each."""
@@ -283,7 +288,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, inputs, h, w) -> (b, outputs, h / 2, w / 2)."""
-        return (self.main(x) + self.beside(x)) / GAIN
+        halved: torch.Tensor = (self.main(x) + self.beside(x)) / GAIN
+        return halved
 
 
 @row_independent

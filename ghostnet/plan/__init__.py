@@ -1,9 +1,9 @@
 from ghostnet.plan.embedding import Embedding
+from ghostnet.plan.federation import FederationSpec
 from ghostnet.plan.load import load_plan, parse_plan, plan_from_dict
 from ghostnet.plan.spec import (
     MAX_BANDWIDTH,
     MIN_BANDWIDTH,
-    FederationSpec,
     GradientPenalty,
     ImageSpec,
     Loss,

@@ -322,7 +322,7 @@ class Plan:
 
     def hash(self) -> str:
         """SHA-256, in hex, of the canonical JSON (RFC 8785) of every key and the format's number."""
-        document = {"format": PLAN_FORMAT, "plan": self.to_dict()}
+        document: dict[str, Any] = {"format": PLAN_FORMAT, "plan": self.to_dict()}
         return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
 
 

@@ -12,7 +12,6 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,9 +111,14 @@ def check_number(
         raise error(f"{key} = {value:g} is not a finite number {expected}; set {where} in {source}")
 
 
-@cache
+_readers: dict[type, TypeAdapter[Any]] = {}
+
+
 def _reader(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
+    """Made once for each class."""
+    if cls not in _readers:
+        _readers[cls] = TypeAdapter(cls)
+    return _readers[cls]
 
 
 def _no_value(value: object) -> object:

@@ -243,7 +243,8 @@ def _add_noise(taken: Radiograph, scanner: Scanner, rng: np.random.Generator) ->
     if scanner.impulses:
         coin = rng.random(image.shape)
         image = np.where(coin < scanner.impulses / 2, 0, np.where(coin > 1 - scanner.impulses / 2, 1, image))
-    return np.clip(image, 0, 1).astype(np.float32)
+    noisy: NDArray[np.float32] = np.clip(image, 0, 1).astype(np.float32)
+    return noisy
 
 
 def _burn(image: NDArray[np.float32], person: Person, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -261,7 +262,8 @@ def _burn(image: NDArray[np.float32], person: Person, rng: np.random.Generator) 
 def _store(image: NDArray[np.float32], scanner: Scanner) -> NDArray[np.uint16]:
     highest = 2**scanner.bits - 1
     shown = 1 - image if scanner.photometric == "MONOCHROME1" else image
-    return np.rint(shown * highest).astype(np.uint16)
+    stored: NDArray[np.uint16] = np.rint(shown * highest).astype(np.uint16)
+    return stored
 
 
 def _write_dicom(path: Path, stored: NDArray[np.uint16], scanner: Scanner, person: Person, number: int) -> None:

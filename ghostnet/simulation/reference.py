@@ -74,16 +74,16 @@ def exact_figures(
         sizes=plan.networks,
         label_prior=plan.image.label_prior,
     )
-    spec, device = task_spec(plan), next(source.generator.parameters()).device
+    spec, found_device = task_spec(plan), next(source.generator.parameters()).device
     figures: dict[str, dict[str, float]] = {}
     looking: list[classifier.Classifier] = []  # on the real images; the first one measures fidelity
     for name in counted_tasks(plan):
         task = find_task(name)
         synthetic = train_on_synthetic(task, source, spec, progress).network
-        real = task.train(train.images, train.labels, spec, seed=REFERENCE_SEED, device=device, progress=silent)
+        real = task.train(train.images, train.labels, spec, seed=REFERENCE_SEED, device=found_device, progress=silent)
         figures[name] = _exact(task, {"exact": synthetic, "real": real}, test, plan)
         looking += [real] if isinstance(real, classifier.Classifier) else []
-    network = looking[0] if looking else _real_classifier(plan, train, device)
+    network = looking[0] if looking else _real_classifier(plan, train, found_device)
     return ExactFigures(utility=figures, fidelity=_fidelity(plan, source, network, train, test))
 
 

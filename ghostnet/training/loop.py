@@ -8,7 +8,7 @@ the plan's public seed and the step, and its amount never depends on the patient
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -221,7 +221,7 @@ def step_discriminator(
         fake_labels: int64 (F,).
         plan: denominator, penalty, and the bound on a WGAN critic's weights.
     """
-    penalty: list[torch.Tensor] | list[float] = [0.0] * len(noised)
+    penalty: Sequence[torch.Tensor | float] = [0.0] * len(noised)
     if plan.gradient_penalty == "fakes":
         penalty = fakes_penalty(
             discriminator,

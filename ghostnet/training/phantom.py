@@ -95,7 +95,7 @@ def radiograph(anatomy: Anatomy, rng: np.random.Generator, size: int, label: Lab
     density += _mediastinum(anatomy, x, y, breath)
     density += _bones(anatomy, x, y, lungs) * body
     density += _soft_shadows(anatomy, x, y, breath)
-    lesions, mask = _lesions(rng, x, y, np.minimum(lungs, _edge(0.62 - np.abs(x), 0.02)), label)
+    lesions, mask = _lesions(rng, x, y, np.minimum(lungs, _edge(0.62 - abs(x), 0.02)), label)
     density += lesions
     return Radiograph(image=_expose(density, rng), mask=mask)
 
@@ -109,6 +109,8 @@ def chest(rng: np.random.Generator, size: int, label: Label) -> tuple[Plane, NDA
 def _pose(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
     """Coordinates of each pixel in the patient: shifted, turned by up to 3 degrees, nearer or farther."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
+    x: Plane
+    y: Plane
     x, y = np.meshgrid(axis - np.float32(rng.uniform(-0.05, 0.05)), axis - np.float32(rng.uniform(-0.05, 0.05)))
     turn, zoom = np.deg2rad(rng.uniform(-3, 3)), rng.uniform(0.95, 1.06)
     c, s = np.float32(np.cos(turn) * zoom), np.float32(np.sin(turn) * zoom)
@@ -117,11 +119,13 @@ def _pose(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
 
 def _edge(distance: Plane, softness: float) -> Plane:
     """0 outside (negative distance) to 1 inside, over about `softness`."""
-    return 1 / (1 + np.exp(np.clip(-distance / np.float32(softness / 2), -30, 30)))
+    inside: Plane = 1 / (1 + np.exp(np.clip(-distance / np.float32(softness / 2), -30, 30)))
+    return inside
 
 
 def _ridge(distance: Plane, width: float) -> Plane:
-    return np.exp(-0.5 * np.square(distance / np.float32(width)))
+    height: Plane = np.exp(-0.5 * np.square(distance / np.float32(width)))
+    return height
 
 
 def _cloud(seed: int, size: int, cells: int) -> Plane:
@@ -140,13 +144,15 @@ def _body_half_width(anatomy: Anatomy, y: Plane) -> Plane:
 
 
 def _spine_x(anatomy: Anatomy, y: Plane) -> Plane:
-    return anatomy.bend * np.sin(2.2 * y)
+    bend: Plane = anatomy.bend * np.sin(2.2 * y)
+    return bend
 
 
 def _dome_y(anatomy: Anatomy, x: Plane, side: int, breath: float) -> Plane:
     """Height of the diaphragm; the right one (side -1) stands higher, as the liver lies under it."""
     top = anatomy.dome + breath + (0.07 if side > 0 else 0.0)
-    return top + 1.6 * np.square(np.abs(x) - 0.33)
+    height: Plane = top + 1.6 * np.square(abs(x) - 0.33)
+    return height
 
 
 def _lung(anatomy: Anatomy, x: Plane, y: Plane, side: int, breath: float) -> Plane:
@@ -171,7 +177,9 @@ def _mediastinum(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
     across = x - _spine_x(anatomy, y)
     vertebrae = 1 + 0.22 * np.cos(y * np.float32(2 * np.pi / 0.17))
     spine = _edge(anatomy.spine - np.abs(across), 0.03) * vertebrae
-    return 0.30 * heart * _edge(0.8 - y, 0.3) + 0.14 * vessels + 0.09 * knuckle - 0.09 * trachea + 0.10 * spine
+    soft = 0.30 * heart * _edge(0.8 - y, 0.3) + 0.14 * vessels + 0.09 * knuckle - 0.09 * trachea
+    total: Plane = soft + 0.10 * spine
+    return total
 
 
 def _bones(anatomy: Anatomy, x: Plane, y: Plane, lungs: Plane) -> Plane:
@@ -195,7 +203,8 @@ def _bones(anatomy: Anatomy, x: Plane, y: Plane, lungs: Plane) -> Plane:
         inside = np.minimum(0.030 + 0.012 * along - np.abs(y - middle), np.minimum(along - 0.07, 0.82 - along))
         clavicles += _edge(inside, 0.02) + 0.5 * _ridge(inside - 0.008, 0.008)
     blade = _ridge(np.abs(x) - 0.78 - 0.12 * (y + 0.3), 0.02) * _edge(0.1 - y, 0.2) * _edge(y + 0.65, 0.1)
-    return anatomy.rib_contrast * ribs * cage * (0.45 + 0.55 * lungs) + 0.13 * clavicles + 0.05 * blade
+    total: Plane = anatomy.rib_contrast * ribs * cage * (0.45 + 0.55 * lungs) + 0.13 * clavicles + 0.05 * blade
+    return total
 
 
 def _soft_shadows(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
@@ -206,7 +215,7 @@ def _soft_shadows(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
         distance = np.sqrt(np.square((side * x - 0.45) / 0.34) + np.square((y - height) / 0.32))
         total += density * _edge(1 - distance, 0.12) * _edge(y - height + 0.1, 0.3)
         below = _edge(y - _dome_y(anatomy, x, side, breath) - 0.02, 0.1) * _edge(side * x, 0.02)
-        total += 0.07 * below * _edge(0.9 - np.abs(x), 0.1)
+        total += 0.07 * below * _edge(0.9 - abs(x), 0.1)
     if anatomy.bubble:
         top = anatomy.dome + breath + 0.2
         distance = np.sqrt(np.square((x - 0.36) / (anatomy.bubble * 1.4)) + np.square((y - top) / anatomy.bubble))

@@ -11,7 +11,7 @@ hospitals' vectors are added; everything after that is post-processing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -157,7 +157,8 @@ class _Table:
 
     def _right(self, counts: np.ndarray) -> np.ndarray:
         if self.classes > 2:
-            return np.einsum("rii->ri", counts)
+            diagonal: np.ndarray = np.einsum("rii->ri", counts)
+            return diagonal
         threshold = (self.columns - 1) // 2 + 1  # first bin above the edge that is 0
         return np.stack([counts[:, 0, :threshold].sum(1), counts[:, 1, threshold:].sum(1)], axis=1)
 
@@ -262,11 +263,14 @@ def _project(row: np.ndarray) -> np.ndarray:
     order = np.sort(row)[::-1]
     excess = (np.cumsum(order) - total) / np.arange(1, len(row) + 1)
     shift = excess[np.flatnonzero(order - excess > 0)[-1]] if total > 0 else order[0]
-    return np.maximum(row - shift, 0)
+    projected: np.ndarray = np.maximum(row - shift, 0)
+    return projected
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, 0.5), where=whole > 0)
+    half = np.full(np.broadcast(part, whole).shape, 0.5)
+    ratio: np.ndarray = np.divide(part, whole, out=half, where=whole > 0)
+    return ratio
 
 
 def exact_figures(model: nn.Module, cohort: Cohort, classes: int) -> dict[str, float | None]:
@@ -385,10 +389,12 @@ def _exact_names(spec: TaskSpec) -> list[tuple[str, str]]:
 
 
 def _shown(found: Figures) -> Shown:
-    name = METRIC_NAMES.get(found["metric"], found["metric"])
-    rows = [(name, found.get("value"), found["interval"], found.get("chance"))]
+    metric: str = found["metric"]
+    name = METRIC_NAMES.get(metric, metric)
+    rows: list[tuple[str, float | None, Sequence[float], float | None]] = []
+    rows.append((name, found.get("value"), found["interval"], found.get("chance")))
     accuracy = found.get("accuracy")
-    if isinstance(accuracy, Mapping) and found["metric"] != "accuracy":
+    if isinstance(accuracy, Mapping) and metric != "accuracy":
         rows.append(("accuracy", accuracy.get("value"), accuracy["interval"], accuracy.get("chance")))
     for label, recall in (found.get("recall") or {}).items():
         rows.append((f"recall: {label}", recall.get("value"), recall["interval"], found.get("recall_chance")))

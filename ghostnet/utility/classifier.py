@@ -60,7 +60,8 @@ class Classifier(nn.Module):
 
         Planes after the image channels (masks) are not looked at.
         """
-        return self.head(self.maps(images))
+        logits: torch.Tensor = self.head(self.maps(images))
+        return logits
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """The features that the last layer sees: float (b, c, h, w) -> (b, 64, 4, 4)."""
