@@ -19,7 +19,7 @@ from client.quarantine import Code, Refused
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Pixel = TypeVar("Pixel", bound=np.generic)
+Pixel = TypeVar("Pixel", bound=np.number)
 
 MAX_REGIONS = 256
 _CORNERS = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Label = Literal["normal", "lesion"]
 BASAL_SHARE = 0.85  # of the patients with lesions have a larger one at the base of the right lung
 LABELS: tuple[Label, ...] = ("normal", "lesion")
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating]  # float32 when run; NumPy's types lose it where a Python number stands beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Anatomy:
 class Radiograph:
     """One image and the truth about it."""
 
-    image: Plane  # (size,size), in [0,1], bright = dense
+    image: NDArray[np.float32]  # (size,size), in [0,1], bright = dense
     mask: NDArray[np.uint8]  # (size,size), 255 inside a lesion
 
 
@@ -95,12 +95,12 @@ def radiograph(anatomy: Anatomy, rng: np.random.Generator, size: int, label: Lab
     density += _mediastinum(anatomy, x, y, breath)
     density += _bones(anatomy, x, y, lungs) * body
     density += _soft_shadows(anatomy, x, y, breath)
-    lesions, mask = _lesions(rng, x, y, np.minimum(lungs, _edge(0.62 - abs(x), 0.02)), label)
+    lesions, mask = _lesions(rng, x, y, np.minimum(lungs, _edge(0.62 - np.abs(x), 0.02)), label)
     density += lesions
     return Radiograph(image=_expose(density, rng), mask=mask)
 
 
-def chest(rng: np.random.Generator, size: int, label: Label) -> tuple[Plane, NDArray[np.uint8]]:
+def chest(rng: np.random.Generator, size: int, label: Label) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """One image of a fresh patient: (image (size,size) in [0,1], mask (size,size) of 0 and 255)."""
     taken = radiograph(draw_anatomy(rng), rng, size, label)
     return taken.image, taken.mask
@@ -109,8 +109,6 @@ def chest(rng: np.random.Generator, size: int, label: Label) -> tuple[Plane, NDA
 def _pose(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
     """Coordinates of each pixel in the patient: shifted, turned by up to 3 degrees, nearer or farther."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
-    x: Plane
-    y: Plane
     x, y = np.meshgrid(axis - np.float32(rng.uniform(-0.05, 0.05)), axis - np.float32(rng.uniform(-0.05, 0.05)))
     turn, zoom = np.deg2rad(rng.uniform(-3, 3)), rng.uniform(0.95, 1.06)
     c, s = np.float32(np.cos(turn) * zoom), np.float32(np.sin(turn) * zoom)
@@ -151,8 +149,7 @@ def _spine_x(anatomy: Anatomy, y: Plane) -> Plane:
 def _dome_y(anatomy: Anatomy, x: Plane, side: int, breath: float) -> Plane:
     """Height of the diaphragm; the right one (side -1) stands higher, as the liver lies under it."""
     top = anatomy.dome + breath + (0.07 if side > 0 else 0.0)
-    height: Plane = top + 1.6 * np.square(abs(x) - 0.33)
-    return height
+    return top + 1.6 * np.square(np.abs(x) - 0.33)
 
 
 def _lung(anatomy: Anatomy, x: Plane, y: Plane, side: int, breath: float) -> Plane:
@@ -178,8 +175,8 @@ def _mediastinum(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
     vertebrae = 1 + 0.22 * np.cos(y * np.float32(2 * np.pi / 0.17))
     spine = _edge(anatomy.spine - np.abs(across), 0.03) * vertebrae
     soft = 0.30 * heart * _edge(0.8 - y, 0.3) + 0.14 * vessels + 0.09 * knuckle - 0.09 * trachea
-    total: Plane = soft + 0.10 * spine
-    return total
+    density: Plane = soft + 0.10 * spine
+    return density
 
 
 def _bones(anatomy: Anatomy, x: Plane, y: Plane, lungs: Plane) -> Plane:
@@ -203,8 +200,8 @@ def _bones(anatomy: Anatomy, x: Plane, y: Plane, lungs: Plane) -> Plane:
         inside = np.minimum(0.030 + 0.012 * along - np.abs(y - middle), np.minimum(along - 0.07, 0.82 - along))
         clavicles += _edge(inside, 0.02) + 0.5 * _ridge(inside - 0.008, 0.008)
     blade = _ridge(np.abs(x) - 0.78 - 0.12 * (y + 0.3), 0.02) * _edge(0.1 - y, 0.2) * _edge(y + 0.65, 0.1)
-    total: Plane = anatomy.rib_contrast * ribs * cage * (0.45 + 0.55 * lungs) + 0.13 * clavicles + 0.05 * blade
-    return total
+    density: Plane = anatomy.rib_contrast * ribs * cage * (0.45 + 0.55 * lungs) + 0.13 * clavicles + 0.05 * blade
+    return density
 
 
 def _soft_shadows(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
@@ -215,7 +212,7 @@ def _soft_shadows(anatomy: Anatomy, x: Plane, y: Plane, breath: float) -> Plane:
         distance = np.sqrt(np.square((side * x - 0.45) / 0.34) + np.square((y - height) / 0.32))
         total += density * _edge(1 - distance, 0.12) * _edge(y - height + 0.1, 0.3)
         below = _edge(y - _dome_y(anatomy, x, side, breath) - 0.02, 0.1) * _edge(side * x, 0.02)
-        total += 0.07 * below * _edge(0.9 - abs(x), 0.1)
+        total += 0.07 * below * _edge(0.9 - np.abs(x), 0.1)
     if anatomy.bubble:
         top = anatomy.dome + breath + 0.2
         distance = np.sqrt(np.square((x - 0.36) / (anatomy.bubble * 1.4)) + np.square((y - top) / anatomy.bubble))
@@ -270,7 +267,7 @@ def _lesions(
     return density, np.where(density > 0.09, 255, 0).astype(np.uint8)
 
 
-def _expose(density: Plane, rng: np.random.Generator) -> Plane:
+def _expose(density: Plane, rng: np.random.Generator) -> NDArray[np.float32]:
     """Film curve, exposure and scatter to [0,1]."""
     size = len(density)
     scatter = cv2.GaussianBlur(density, (0, 0), size / 14)
