@@ -80,5 +80,5 @@ lock: install  ## pins every version anew in constraints.txt
 	mv constraints.new constraints.txt
 
 clean:  ## removes the environment and caches; never runs/, which holds hospitals' ledgers
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info *.fab
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov *.egg-info *.fab
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './runs/*' -prune -exec rm -rf {} +
