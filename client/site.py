@@ -100,9 +100,9 @@ class Site:
             self._loaded = (image, self._take_in(image, strict=False))
         return self._loaded[1]
 
-    def _train_patients(self, plan: Plan) -> Cohort:
+    def _train_patients(self, image: ImageSpec) -> Cohort:
         """The training patients, however many: whether a hospital answers never depends on their number."""
-        return self._cohorts(plan.image).train
+        return self._cohorts(image).train
 
     def _take_in(self, image: ImageSpec, *, strict: bool) -> Cohorts:
         secret = load_or_create_secret(self.config.state / "secret.key")
@@ -149,7 +149,7 @@ class Site:
         """
 
         def answer() -> Arrays:
-            patients = self._train_patients(plan)
+            patients = self._train_patients(plan.image)
             vectors = warm_start.iter_patient_embeddings(
                 patients, plan.embedding, plan.privacy.images_per_patient, self._device
             )  # (some p, D) each
@@ -202,7 +202,7 @@ class Site:
                 state.generator,
                 state.discriminator,
                 state.optimizers,
-                self._train_patients(plan),
+                self._train_patients(plan.image),
                 warm_start.with_released_prior(plan, mean),
                 first_step=first_step,
                 steps=plan.round_steps(server_round),
@@ -244,7 +244,7 @@ class Site:
             load_arrays(network, discriminator)
 
             def answer() -> Arrays:
-                share = pooled.noised_share(network, self._train_patients(plan), plan, entropy=self._entropy)
+                share = pooled.noised_share(network, self._train_patients(plan.image), plan, entropy=self._entropy)
                 return {protocol.MASKED_SUM: masks.masked(share, request)}
 
             return answer

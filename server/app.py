@@ -188,7 +188,7 @@ def _train(
         conversation,
         checkpoint.released,
         rounds_done,
-        averaged=transcript.averaged_names(plan),
+        averaged=transcript.averaged_names(plan.networks),
         moments=checkpoint.optimizer,
     )
 

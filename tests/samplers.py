@@ -75,7 +75,7 @@ def transcript_of(plan: Plan) -> tuple[Arrays, torch.nn.Module]:
         server_round=last,
         sent=sent,
         moments=moments,
-        averaged=transcript.averaged_names(plan),
+        averaged=transcript.averaged_names(plan.networks),
     )
     load_arrays(generator, split_pair(made.weights)[0])
     return transcript.round_record(

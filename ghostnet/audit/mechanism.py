@@ -275,10 +275,10 @@ def _check_noise(
 ) -> Iterator[Finding]:
     """The noise of single steps on the same input, over the whole sum and in each parameter by itself."""
     progress("noise", 0, 1)
-    step, given = _OneStep(build, plan), _input_of_a_step(plan, patients=plan.training.physical_rows // 2)
+    step, given = _OneStep(build, plan), _input_of_a_step(plan.privacy.fakes, patients=plan.training.physical_rows // 2)
     clip_norm, sigma = plan.privacy.clip_norm, event.noise_multiplier
     yield check_noise_scale(step.noised, given, clip_norm=clip_norm, noise_multiplier=sigma, entropy=entropy)
-    few = _input_of_a_step(plan, patients=4)
+    few = _input_of_a_step(plan.privacy.fakes, patients=4)
     pairs = [[step.released(few, clip_norm, sigma, entropy) for _ in range(2)] for _ in range(_PAIRS)]
     worst, culprit = 0.0, "none"
     for name in pairs[0][0]:
@@ -296,18 +296,18 @@ def _check_noise(
     progress("noise", 1, 1)
 
 
-def _input_of_a_step(plan: Plan, patients: int) -> StepInput:
+def _input_of_a_step(fakes: int, *, patients: int) -> StepInput:
     """Patients with two images each on average."""
     cohort = canaries.phantom_cohort(patients)
     generator = torch.Generator().manual_seed(0)
-    fakes = torch.randn((plan.privacy.fakes, *cohort.images.shape[1:]), generator=generator)
+    drawn = torch.randn((fakes, *cohort.images.shape[1:]), generator=generator)
     return StepInput(
         images=cohort.images,
         labels=cohort.labels,
         groups=cohort.owners,
-        fakes=fakes,
-        fake_labels=torch.zeros(len(fakes), dtype=torch.int64),
-        fake_count=len(fakes),
+        fakes=drawn,
+        fake_labels=torch.zeros(fakes, dtype=torch.int64),
+        fake_count=fakes,
     )
 
 

@@ -27,6 +27,7 @@ from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, arrays_sha256
 from ghostnet.exchange.combining import WITH_MOMENTS, combine
 from ghostnet.models import build_generator
+from ghostnet.models.record import NetworkSizes
 from ghostnet.plan import Plan
 from ghostnet.plan.federation import FederationSpec
 from ghostnet.training import warm_start
@@ -39,10 +40,10 @@ _NAME = re.compile(rf"([a-z0-9-]{{1,32}})/({WARM_START}|{ROUND}[1-9][0-9]{{0,5}}
 
 
 @lru_cache(maxsize=4)
-def averaged_names(plan: Plan) -> frozenset[str]:
-    """Weights of the plan's generator that are no parameters: its networks' running statistics."""
-    with torch.device("meta"):  # names alone: costs no memory, whatever sizes the plan claims
-        return frozenset(name for name, _ in build_generator(plan.networks).named_buffers())
+def averaged_names(sizes: NetworkSizes) -> frozenset[str]:
+    """Weights of a generator that are no parameters: its networks' running statistics."""
+    with torch.device("meta"):  # names alone: costs no memory, whatever sizes are claimed
+        return frozenset(name for name, _ in build_generator(sizes).named_buffers())
 
 
 def warm_start_record(sums: Mapping[str, np.ndarray]) -> Arrays:
@@ -89,7 +90,7 @@ def check_weights(folder: Path, plan: Plan, answered: Mapping[str, Mapping[str, 
         VerifyError: no hospital answered what the plan makes the weights of; an answer is not the one that was signed;
             or the weights are not what the answers make.
     """
-    _require_contributions(plan, answered)
+    _require_contributions(plan.federation, answered)
     if not plan.has_transcript:
         return Shown(words=_MASKED, released_mean=None)
     with safe_open(folder / "transcript.safetensors", framework="np") as file:
@@ -133,9 +134,8 @@ def _grouped(keys: list[str]) -> dict[str, dict[str, list[str]]]:
     return names
 
 
-def _require_contributions(plan: Plan, answered: Mapping[str, Mapping[str, str]]) -> None:
-    """The plan's last release was answered by as many as it asks for."""
-    federation = plan.federation
+def _require_contributions(federation: FederationSpec, answered: Mapping[str, Mapping[str, str]]) -> None:
+    """The last release was answered by as many as the plan asks for."""
     kind = "step" if federation.is_pooled else ROUND if federation.rounds else WARM_START
     took_part = [site for site, requests in answered.items() if any(r.startswith(kind) for r in requests)]
     if len(took_part) < federation.least_hospitals:
@@ -207,7 +207,7 @@ def _check_round(
         server_round=int(request.removeprefix(ROUND)),
         sent=_part(before, SENT),
         moments=_part(before, MOMENTS),
-        averaged=averaged_names(plan),
+        averaged=averaged_names(plan.networks),
     ).weights
     wrong = [name for name, array in published.items() if not _same_bits(array, made[name])]
     if wrong:

@@ -169,7 +169,7 @@ def test_running_statistics_are_the_names_that_are_always_averaged() -> None:
     plan = resolved()
     statistics = {name for name in to_arrays(build_generator(plan.networks)) if "running_" in name}
     assert statistics
-    assert averaged_names(plan) & to_arrays(build_generator(plan.networks)).keys() == statistics
+    assert averaged_names(plan.networks) & to_arrays(build_generator(plan.networks)).keys() == statistics
 
 
 def test_the_digest_of_an_answer_does_not_depend_on_the_order_of_its_arrays() -> None:

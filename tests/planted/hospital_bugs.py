@@ -203,7 +203,7 @@ def sends_raw_metrics() -> Iterator[None]:
     original, examples = Site.train, [0]
 
     def train(site: Site, plan: Plan, *rest: Any) -> Arrays:
-        examples[0] = len(site._train_patients(plan).images)
+        examples[0] = len(site._train_patients(plan.image).images)
         return original(site, plan, *rest)
 
     def talkative(plain: Plain) -> RecordDict:

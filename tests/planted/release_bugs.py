@@ -736,7 +736,7 @@ def sends_class_counts() -> Iterator[None]:
     train = Site.train
 
     def talkative(self: Site, plan: Plan, *arguments: Any) -> Arrays:
-        labels = self._train_patients(plan).labels
+        labels = self._train_patients(plan.image).labels
         return {**train(self, plan, *arguments), "classes": torch.bincount(labels, minlength=2).numpy()}
 
     with mock.patch.object(Site, "train", talkative):
