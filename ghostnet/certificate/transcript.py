@@ -26,7 +26,7 @@ from ghostnet.errors import VerifyError
 from ghostnet.exchange import protocol
 from ghostnet.exchange.arrays import Arrays, arrays_sha256
 from ghostnet.exchange.combining import WITH_MOMENTS, combine
-from ghostnet.models import build_generator
+from ghostnet.models.outline import outline_generator
 from ghostnet.models.record import NetworkSizes
 from ghostnet.plan import Plan
 from ghostnet.plan.federation import FederationSpec
@@ -42,8 +42,7 @@ _NAME = re.compile(rf"([a-z0-9-]{{1,32}})/({WARM_START}|{ROUND}[1-9][0-9]{{0,5}}
 @lru_cache(maxsize=4)
 def averaged_names(sizes: NetworkSizes) -> frozenset[str]:
     """Weights of a generator that are no parameters: its networks' running statistics."""
-    with torch.device("meta"):  # names alone: costs no memory, whatever sizes are claimed
-        return frozenset(name for name, _ in build_generator(sizes).named_buffers())
+    return frozenset(name for name, _ in outline_generator(sizes).named_buffers())
 
 
 def warm_start_record(sums: Mapping[str, np.ndarray]) -> Arrays:

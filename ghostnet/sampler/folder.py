@@ -16,12 +16,12 @@ from typing import Any
 
 import safetensors
 import safetensors.numpy
-import torch
 from torch import nn
 
 from ghostnet.errors import FederationError, VerifyError
 from ghostnet.exchange import arrays as weights
 from ghostnet.models import NetworkSizes, architecture, build_generator
+from ghostnet.models.outline import outline_generator
 from ghostnet.plan import ImageSpec, ModelSpec, Plan
 from ghostnet.plan.spec import network_sizes
 from ghostnet.plan.toml import check_number, read_table
@@ -166,8 +166,7 @@ def read_generator(path: Path, config: SamplerConfig) -> nn.Module:
         raise VerifyError(
             f"{path}: SHA-256 is {found[:16]}..., config.json says {config.weights_sha256[:16]}...; get it again"
         )
-    with torch.device("meta"):  # costs no memory, whatever sizes the config claims
-        promised = sum(4 * parameter.numel() for parameter in build_generator(config.networks).parameters())
+    promised = sum(4 * parameter.numel() for parameter in outline_generator(config.networks).parameters())
     if promised > len(content):
         raise VerifyError(
             f"{path}: has {len(content)} bytes where config.json describes {promised}; get the sampler again"

@@ -1,11 +1,16 @@
 """The networks: sizes, ranges, the published parameter count, and rows that do not see each other."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from ghostnet.models import build_discriminator, build_generator
+from ghostnet.models import REGISTRY, build_discriminator, build_generator
 from ghostnet.models.dcgan import Discriminator, Generator
+from ghostnet.models.outline import outline_generator
 from ghostnet.plan import parse_plan
 from ghostnet.privacy.layers import check_discriminator
 
@@ -127,3 +132,24 @@ def test_seeds_give_different_weights():
     first = build_generator(parse_plan(PLAN).networks)
     other = build_generator(parse_plan("seed = 1\n" + PLAN).networks)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_an_outline_has_the_generators_names_and_shapes_and_no_numbers(name: str) -> None:
+    sizes = parse_plan(PLAN).networks
+    sizes = replace(sizes, architecture=name, size=28 if name == "keras28" else sizes.size, planes=1)
+    generator, outline = build_generator(sizes), outline_generator(sizes)
+    assert [(n, v.shape) for n, v in outline.state_dict().items()] == [
+        (n, v.shape) for n, v in generator.state_dict().items()
+    ]
+    assert {value.device.type for value in outline.state_dict().values()} == {"meta"}
+
+
+def test_an_outline_does_not_import_torchs_compiler() -> None:
+    code = (
+        "import sys; from ghostnet.models import NetworkSizes; from ghostnet.models.outline import outline_generator\n"
+        f"outline_generator({parse_plan(PLAN).networks!r})\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
