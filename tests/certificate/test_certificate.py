@@ -38,6 +38,7 @@ from ghostnet.evidence.statement import STATEMENT_KEYS, Lifetime, mechanism, pla
 from ghostnet.exchange.arrays import to_bytes
 from ghostnet.plan import Plan
 from ghostnet.plan.unit import UNITS, lifetime_protects, protects
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan
 from tests.samplers import (
     PUBLIC_SHA256,
@@ -50,9 +51,10 @@ from tests.samplers import (
     transcript_of,
     with_federation,
 )
-from tests.simulation.test_simulate import ghostnet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FILES = ("README.md", "config.json", "model.safetensors", "samples.png", "transcript.safetensors")
 
@@ -427,38 +429,53 @@ def test_a_link_in_place_of_a_file_fails(folder: Path, tmp_path: Path, name: str
     assert {f"file {name}"} <= faults(folder) <= {f"file {name}", f"content {name}", "weights"}  # and it is not read
 
 
-@pytest.mark.parametrize("name", [*FILES, "certificate.json"])
-@pytest.mark.parametrize("kind", ["pipe", "endless link"])
-def test_what_never_ends_is_named_and_not_read(folder: Path, name: str, kind: str) -> None:
-    """A pipe would wait for a writer and a link to a device would fill the memory: no check opens either."""
-    path = folder / name
-    path.unlink()
-    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    code = "import sys; from ghostnet.certificate.certificate import verify_sampler as v; from pathlib import Path\n"
-    code += "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
-    code += "print(*(c.name for c in v(Path(sys.argv[1])) if not c.passed), sep='|')"
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120, check=True
+def told_elsewhere(code: str, folders: list[Path]) -> list[Any]:
+    """A line of JSON for each folder, from a process of its own with 8 GB: 120 s are enough for what ends at all."""
+    limit = (
+        "import json, resource, sys; from pathlib import Path\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)\n"
     )
-    assert ("certificate form" if name == "certificate.json" else f"file {name}") in told.stdout.strip().split("|")
+    command = [sys.executable, "-c", limit + code, *map(str, folders)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"after {len(done.stdout.splitlines())} of {folders}: {done.stderr}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless link"])
+def test_what_never_ends_is_named_and_not_read(master: Path, tmp_path: Path, kind: str) -> None:
+    """A pipe would wait for a writer and a link to a device would fill the memory: no check opens either."""
+    names = [*FILES, "certificate.json"]
+    folders = [Path(shutil.copytree(master, tmp_path / name)) for name in names]
+    for folder, name in zip(folders, names, strict=True):
+        path = folder / name
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    code = "from ghostnet.certificate.certificate import verify_sampler as v\n"
+    code += "for f in sys.argv[1:]: print(json.dumps([c.name for c in v(Path(f)) if not c.passed]), flush=True)"
+    for name, failed_checks in zip(names, told_elsewhere(code, folders), strict=True):
+        assert ("certificate form" if name == "certificate.json" else f"file {name}") in failed_checks
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to endless zeros", "folder"])
-@pytest.mark.parametrize("names", [sorted(FILES), ["certificate.json"]], ids=["its files", "its certificate"])
-def test_what_is_no_file_of_a_sampler_is_named_and_never_read(folder: Path, names: list[str], kind: str) -> None:
+def test_what_is_no_file_of_a_sampler_is_named_and_never_read(master: Path, tmp_path: Path, kind: str) -> None:
     """In a process of its own: reading a pipe would never end, and reading zeros not before memory does."""
-    for name in names:
-        (folder / name).unlink()
-        if kind == "pipe":
-            os.mkfifo(folder / name)
-        elif kind == "folder":
-            (folder / name).mkdir()
-        else:
-            (folder / name).symlink_to("/dev/zero")
-    done = ghostnet("verify", folder, check=False)
-    assert done.returncode == 9, done.stderr
-    assert all(name in done.stdout for name in names)
-    assert "Traceback" not in done.stderr
+    spoilt = {tmp_path / "files": sorted(FILES), tmp_path / "certificate": ["certificate.json"]}
+    for folder, names in spoilt.items():
+        shutil.copytree(master, folder)
+        for name in names:
+            (folder / name).unlink()
+            if kind == "pipe":
+                os.mkfifo(folder / name)
+            elif kind == "folder":
+                (folder / name).mkdir()
+            else:
+                (folder / name).symlink_to("/dev/zero")
+    code = "from tests.command_line import ghostnet\n"
+    code += "for f in sys.argv[1:]: d = ghostnet('verify', f, check=False); "
+    code += "print(json.dumps([d.returncode, d.stdout, d.stderr]), flush=True)"
+    for names, (status, stdout, stderr) in zip(spoilt.values(), told_elsewhere(code, list(spoilt)), strict=True):
+        assert status == 9, stderr
+        assert all(name in stdout for name in names)
+        assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["words", "JSON"])
