@@ -68,9 +68,35 @@ def _named(findings: Iterator[Finding], check: str) -> Finding:
     return next(finding for finding in findings if finding.check == check)
 
 
-def parts(check: str, name: str = DCGAN) -> Callable[[Build], Finding]:
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One finding of a check that gives several; such checks of one `look` have one clean twin."""
+
+    look: Callable[[Build], Iterator[Finding]]
+    check: str
+
+    def __call__(self, build: Build) -> Finding:
+        """Looks at the build as it is now."""
+        return _named(self.look(build), self.check)
+
+    def of_clean(self) -> Finding:
+        """The finding on the product, which is looked at once."""
+        return _named(iter(_findings_of_clean(self.look)), self.check)
+
+
+@cache
+def _findings_of_clean(look: Callable[[Build], Iterator[Finding]]) -> tuple[Finding, ...]:
+    return tuple(look(HOSPITAL))
+
+
+def parts(check: str, name: str = DCGAN) -> OneOf:
     """The check of what patients add to one kind of step, alone and pooled."""
-    return lambda build: _named(contributions.check_contributions(every_release.steps_of(build, kind(name))), check)
+    return OneOf(_parts_of(name), check)
+
+
+@cache
+def _parts_of(name: str) -> Callable[[Build], Iterator[Finding]]:
+    return lambda build: contributions.check_contributions(every_release.steps_of(build, kind(name)))
 
 
 def boundaries(name: str) -> Callable[[Build], Finding]:
@@ -128,9 +154,14 @@ def release_of(build: Build, name: str) -> releases.Release:
     return next(release for release in found if release.name == name)
 
 
-def release_parts(check: str, name: str) -> Callable[[Build], Finding]:
+def release_parts(check: str, name: str) -> OneOf:
     """The check of what patients add to one release."""
-    return lambda build: _named(releases.check_release_parts([release_of(build, name)]), check)
+    return OneOf(_release_parts_of(name), check)
+
+
+@cache
+def _release_parts_of(name: str) -> Callable[[Build], Iterator[Finding]]:
+    return lambda build: releases.check_release_parts([release_of(build, name)])
 
 
 def noise_of_a_run(check: str) -> Callable[[Build], Finding]:
@@ -153,14 +184,14 @@ def noise_of_release(check: str, name: str) -> Callable[[Build], Finding]:
     return found
 
 
-def accounted(check: str = "noise drawn as accounted") -> Callable[[Build], Finding]:
+def accounted(check: str = "noise drawn as accounted") -> OneOf:
     """A check of whole runs, alone and pooled."""
+    return OneOf(_whole_runs, check)
 
-    def found(build: Build) -> Finding:
-        runs = releases.accounted_runs(releases.release_plan(base()), kind(DCGAN))
-        return _named(releases.check_accounted(build.open_hospital, build.plan_events, runs, SeededEntropy(5)), check)
 
-    return found
+def _whole_runs(build: Build) -> Iterator[Finding]:
+    runs = releases.accounted_runs(releases.release_plan(base()), kind(DCGAN))
+    return releases.check_accounted(build.open_hospital, build.plan_events, runs, SeededEntropy(5))
 
 
 def masks(build: Build) -> Finding:
