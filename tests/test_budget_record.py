@@ -28,10 +28,10 @@ from ghostnet.cli.main import app
 from ghostnet.errors import AuditError
 from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Plan
+from tests.command_line import ghostnet
 from tests.entropy import SeededEntropy
 from tests.plans import tiny_plan, write_striped_npz
 from tests.planted.audit_builds import BUILDS
-from tests.simulation.test_simulate import ghostnet
 from tests.test_audit_mechanism import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -27,8 +27,8 @@ from ghostnet.errors import SiteError
 from ghostnet.plan.keys import keys_of
 from tests.client.intake.dicom_files import write_hospital
 from tests.client.intake.dicom_files import write_site as write_plain_site
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan_text
-from tests.simulation.test_simulate import ghostnet
 
 NEEDED: dict[str, dict[str, object]] = {
     "dicom": {"data.path": "images", "data.labels": "labels.csv"},

@@ -24,8 +24,8 @@ from ghostnet.evidence.ledger import verify_ledger
 from ghostnet.plan import Plan
 from tests.client.intake.dicom_files import write_hospital
 from tests.client.intake.dicom_files import write_site as write_dicom_site
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
-from tests.simulation.test_simulate import ghostnet
 
 SITE = """
 name = "north"

@@ -32,10 +32,10 @@ from ghostnet.report.html import ReportFigures, render_page
 from ghostnet.sampler.model_card import model_card
 from ghostnet.sampler.sampler import Sampler
 from tests.certificate.sampler_changes import sign_certificate
+from tests.command_line import ghostnet
 from tests.evidence.ledgers import DELTA, EVENTS
 from tests.plans import tiny_plan, tiny_plan_text, write_striped_npz
 from tests.samplers import SITES, TRUSTED, keys_of, publication, publish, statement_of
-from tests.simulation.test_simulate import ghostnet
 
 RUN = "ab" * 16
 SITE = """

@@ -12,9 +12,9 @@ from ghostnet.certificate.certificate import verify_sampler
 from ghostnet.cli.demo import DEMO_PLAN
 from ghostnet.plan import parse_plan
 from ghostnet.simulation.demo_hospitals import planted_values, write_hospitals
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan_text
 from tests.samplers import keys_of
-from tests.simulation.test_simulate import ghostnet
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ghostnet.certificate.certificate import verify_sampler
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan_text, write_striped_npz
 from tests.samplers import keys_of
-from tests.simulation.test_simulate import ghostnet
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ghostnet[ray]")

@@ -17,18 +17,10 @@ import pytest
 
 from ghostnet.certificate.certificate import verify_sampler
 from ghostnet.evidence.ledger import Ledger, verify_ledger
+from tests.command_line import ghostnet, ghostnet_process
 from tests.evidence.ledgers import reserve
 from tests.plans import tiny_plan_text, write_striped_npz
 from tests.samplers import keys_of
-
-
-def ghostnet(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, "-m", "ghostnet.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
-    if check and done.returncode:
-        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +29,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("simulate")
     data = write_striped_npz(folder / "data.npz")
     (folder / "plan.toml").write_text(tiny_plan_text(classifier_steps="classifier_steps = 8\nreal_reference = true"))
-    ghostnet("simulate", folder / "plan.toml", "--data", data, "--sites", 3, "--out", folder / "run")
+    ghostnet_process("simulate", folder / "plan.toml", "--data", data, "--sites", 3, "--out", folder / "run")
     return folder / "run"
 
 
@@ -67,7 +59,7 @@ def given_keys(run: Path) -> list[str]:
 
 def test_the_sampler_of_a_run_verifies_offline_and_one_changed_byte_does_not(run_folder: Path, tmp_path: Path) -> None:
     known = given_keys(run_folder)
-    good = ghostnet("verify", run_folder / "sampler", *known)
+    good = ghostnet_process("verify", run_folder / "sampler", *known)
     assert good.stdout.startswith("pass  keys: signed by site-1, site-2, site-3, with the keys that were given")
     assert "FAIL" not in good.stdout
     assert good.stdout.splitlines()[-1].startswith("not shown: ")
@@ -125,7 +117,7 @@ def test_a_hospital_has_a_key_before_its_first_run_and_no_second_one_beside_its_
     site = tmp_path / "site.toml"
     site.write_text(data.replace('name = "site-1"', 'name = "north"').replace('\nstate = "."', '\nstate = "state"'))
     shutil.copy(run_folder / "sites" / "site-1" / "data.npz", tmp_path)
-    first = ghostnet("site", "key", site).stdout
+    first = ghostnet_process("site", "key", site).stdout
     assert re.fullmatch(r"north=[0-9a-f]{64}\n", first)
     assert ghostnet("site", "key", site).stdout == first
     (tmp_path / "state" / "site.key").unlink()
@@ -155,8 +147,8 @@ def test_every_ledger_holds_one_reservation_and_commits_each_request_once(run_fo
 
 
 def test_the_sampler_draws_the_same_images_for_the_same_seed(run_folder: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        ghostnet("sample", run_folder / "sampler", "-n", 5, "--seed", 3, "--format", "npz", "-o", tmp_path / name)
+    for name, run in (("a", ghostnet), ("b", ghostnet_process)):
+        run("sample", run_folder / "sampler", "-n", 5, "--seed", 3, "--format", "npz", "-o", tmp_path / name)
     first, second = (np.load(next((tmp_path / name).glob("*.npz"))) for name in ("a", "b"))
     np.testing.assert_array_equal(first["images"], second["images"])
     assert first["images"].shape == (5, 28, 28)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ghostnet.evidence.ledger import verify_ledger
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan_text, write_striped_npz
-from tests.simulation.test_simulate import ghostnet, given_keys
+from tests.simulation.test_simulate import given_keys
 
 POOLED = 'patients = 20\nshare = "pooled"\nhospitals = 2'
 

@@ -10,8 +10,8 @@ import numpy as np
 from ghostnet.certificate.certificate import verify_sampler
 from ghostnet.evidence import keys
 from tests.client.intake.picture_files import PLANTED, write_png, write_table
+from tests.command_line import ghostnet
 from tests.plans import tiny_plan_text
-from tests.simulation.test_simulate import ghostnet
 
 
 def write_hospital(folder: Path) -> Path:
