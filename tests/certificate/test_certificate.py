@@ -430,12 +430,12 @@ def test_a_link_in_place_of_a_file_fails(folder: Path, tmp_path: Path, name: str
 
 
 def told_elsewhere(code: str, folders: list[Path]) -> list[Any]:
-    """A line of JSON for each folder, from a process of its own with 8 GB: 120 s are enough for what ends at all."""
+    """A line of JSON for each folder, from a process of its own with 8 GB, and time for whatever ends at all."""
     limit = (
         "import json, resource, sys; from pathlib import Path\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)\n"
     )
     command = [sys.executable, "-c", limit + code, *map(str, folders)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"after {len(done.stdout.splitlines())} of {folders}: {done.stderr}"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
