@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _CLOSE = 4e-6  # two numbers that are the same but for float32 rounding, in stan
 _PRODUCTS_MIN = 64  # of a correlation by distance; fewer are not nearly Gaussian
 
 Noise = Mapping[str, NDArray[np.float64]]
+Row = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 def check_noise(noise: Noise) -> Iterator[Finding]:
@@ -147,15 +150,8 @@ def check_repeats(noise: Mapping[str, Noise]) -> Finding:
     rows = {name: np.concatenate([*(part.ravel() for part in parts.values()), ends]) for name, parts in noise.items()}
     row = np.abs(np.concatenate([*rows.values(), ends]))
     n = len(row) - RUN
-    order = np.argsort(row[:n], kind="stable")
     found, first = 0, n
-    for shift in range(1, 5 + int(2 * _CLOSE * n)):  # more than chance puts within _CLOSE of each other
-        a, b = order[:-shift], order[shift:]
-        near = row[b] - row[a] <= _CLOSE
-        a, b = a[near], b[near]
-        for ahead in range(1, RUN):
-            same = np.abs(row[a + ahead] - row[b + ahead]) <= _CLOSE
-            a, b = a[same], b[same]
+    for a, b in _repeated_runs(row, n):
         found += len(a)
         first = min([first, *a.tolist(), *b.tolist()])
     starts = np.cumsum([0, *(len(part) for part in rows.values())])
@@ -168,3 +164,34 @@ def check_repeats(noise: Mapping[str, Noise]) -> Finding:
         f"(must be none; the first: {where})",
         false_alarm=FALSE_ALARM,
     )
+
+
+def _repeated_runs(row: Row, n: int) -> Iterator[tuple[Places, Places]]:
+    """Pairs of places, below n, from which RUN numbers are the same.
+
+    The first two numbers of both then share a cell of one of four grids, cells 2 x _CLOSE wide, that are _CLOSE apart.
+    """
+    starts = np.flatnonzero(np.isfinite(row[:n]) & np.isfinite(row[1 : n + 1]))
+    before: list[Places] = []
+    for offsets in product((0, _CLOSE), repeat=2):
+        first, second = (
+            np.minimum((row[starts + ahead] + offsets[ahead]) / (2 * _CLOSE), 2.0**31 - 1).astype(np.int64)
+            for ahead in (0, 1)
+        )
+        cells = (first << 32) + second
+        order = np.argsort(cells)
+        ordered = cells[order]
+        for shift in range(1, 5 + int(2 * _CLOSE * n)):  # as many as chance puts near each other in one number
+            same = np.flatnonzero(ordered[shift:] == ordered[:-shift])
+            if not same.size:
+                break
+            a, b = order[same], order[same + shift]
+            for earlier in before:  # each pair once
+                new = earlier[a] != earlier[b]
+                a, b = a[new], b[new]
+            a, b = starts[a], starts[b]
+            for ahead in range(RUN):
+                close = np.abs(row[a + ahead] - row[b + ahead]) <= _CLOSE
+                a, b = a[close], b[close]
+            yield a, b
+        before.append(cells)
