@@ -153,13 +153,19 @@ def table_words(cls: type[Any], table: str) -> str:
     return "" if info is None else info.description or ""
 
 
+_FIELDS: dict[type[Any], dict[str, FieldInfo]] = {}  # a class's are read once: they take longer than a small file
+
+
 def _extra(info: FieldInfo) -> Mapping[str, Any]:
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def field_info(cls: type[Any], name: str) -> FieldInfo:
     """Type, bounds and words of one field."""
-    return FieldInfo.from_annotation(get_type_hints(cls, include_extras=True)[name])
+    if cls not in _FIELDS:
+        hints = get_type_hints(cls, include_extras=True)
+        _FIELDS[cls] = {spec.name: FieldInfo.from_annotation(hints[spec.name]) for spec in dataclasses.fields(cls)}
+    return _FIELDS[cls][name]
 
 
 def found_at(cls: type[Any], place: tuple[int | str, ...]) -> FieldInfo | None:
