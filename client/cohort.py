@@ -226,7 +226,7 @@ def _write_table(
         kind=config.data.kind,
         found=rows.found,
         taken=len(kept),
-        from_cache=rows.from_cache,
+        from_cache=sum(row.cached for row in kept),
         duplicates=len(rows.taken) - len(kept),
         shared_pixels=_shared_pixels(kept),
         patients=patients[0],

@@ -73,7 +73,7 @@ def prepare_jobs(
     limits: Limits,
     workers: int | None,
     others: Sequence[Path] | None = None,
-) -> tuple[list[Entry | Code], int]:
+) -> tuple[list[Entry | Code], list[bool]]:
     """Prepares files; what is in the cache is not opened again.
 
     A second process waits. One that is stopped loses at most the files it was at.
@@ -91,7 +91,7 @@ def prepare_jobs(
             what was made of any further file is removed. None: nothing is removed for want of its file.
 
     Returns:
-        The entry, or the code, of each job; and how many came from the cache.
+        The entry, or the code, of each job; and whether it came from the cache.
 
     Raises:
         OSError: the cache cannot be written.
@@ -104,7 +104,7 @@ def prepare_jobs(
         entries: list[Entry | Code | None] = [Code.UNREADABLE if key is None else cache.load(key) for key in keys]
         todo = [i for i, entry in enumerate(entries) if entry is None]
         done = len(jobs) - len(todo)
-        from_cache = done - keys.count(None)
+        cached = [key is not None and entry is not None for key, entry in zip(keys, entries, strict=True)]
         progress("images", done, len(jobs))
         tasks = [jobs[i].task for i in todo]
         for index, outcome in prepare_files(tasks, settings, limits=limits, workers=workers):
@@ -118,7 +118,7 @@ def prepare_jobs(
         if others and known - present:  # else nothing hangs on files that this plan does not use
             present |= {source for source in _in_parallel(lambda path: _source_key(path, secret), others) if source}
         cache.forget(present=present, excluded=excluded)
-    return final, from_cache
+    return final, cached
 
 
 def with_digests(jobs: Sequence[Job]) -> list[Job]:

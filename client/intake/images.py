@@ -25,6 +25,7 @@ class Row:
         record: header values that are kept; None without a header.
         blanked: boxes of text that were blanked.
         drawn: what its mask was drawn from; "" without a mask.
+        cached: its file was not opened again, because its content is known.
     """
 
     planes: NDArray[np.float32]
@@ -35,6 +36,7 @@ class Row:
     record: HeaderRecord | None = None
     blanked: int = 0
     drawn: Literal["", "mask", "boxes"] = ""
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +78,10 @@ class Rows:
         taken: in the order of the source.
         refused: (relative path, code); the paths are SENSITIVE.
         found: files or rows looked at.
-        from_cache: files that were not opened again.
         source_counts: what there was besides.
     """
 
     taken: list[Row]
     refused: list[tuple[str, Code]]
     found: int
-    from_cache: int = 0
     source_counts: SourceCounts = SourceCounts()

@@ -71,7 +71,7 @@ def read_source(
         return array_rows(config, image, secret, progress, excluded=excluded, strict=strict)
     sorted_files = sort_files(config, image, secret, progress, excluded=excluded, limits=limits, strict=strict)
     jobs, refused = with_digests(sorted_files.jobs), sorted_files.refused
-    entries, from_cache = prepare_jobs(
+    entries, cached = prepare_jobs(
         jobs,
         config.state / "cache",
         sorted_files.settings,
@@ -82,13 +82,12 @@ def read_source(
         workers=workers,
         others=[config.data.path / name for name, code in refused if code is not Code.EXCLUDED],
     )
-    taken = [row for job, entry in zip(jobs, entries, strict=True) for row in _rows(job, entry)]
+    taken = [row for job, entry, known in zip(jobs, entries, cached, strict=True) for row in _rows(job, entry, known)]
     refused = refused + [(job.name, entry) for job, entry in zip(jobs, entries, strict=True) if isinstance(entry, Code)]
     return Rows(
         taken=taken,
         refused=sorted(refused),
         found=sorted_files.found,
-        from_cache=from_cache,
         source_counts=sorted_files.source_counts,
     )
 
@@ -257,7 +256,7 @@ def _paired(config: SiteConfig, lines: Sequence[ImageLine], strict: bool, unit: 
     return images, len(files) - len(images), found
 
 
-def _rows(job: Job, entry: Entry | Code) -> list[Row]:
+def _rows(job: Job, entry: Entry | Code, cached: bool) -> list[Row]:
     """One row a frame: all of the same patient, with the same label."""
     if isinstance(entry, Code):
         return []
@@ -270,6 +269,7 @@ def _rows(job: Job, entry: Entry | Code) -> list[Row]:
             record=entry.record,
             blanked=blanked,
             drawn=job.drawn,
+            cached=cached,
         )
         for planes, blanked in zip(entry.planes, entry.blanked, strict=True)
     ]

@@ -22,7 +22,7 @@ class IntakeTable:
         kind: of [data].
         found: files, or rows of an NPZ.
         taken: images that go on, duplicates already dropped.
-        from_cache: files that were not opened again because their content is known.
+        from_cache: images taken whose files were not opened again because their content is known.
         duplicates: images dropped because the same patient has the same pixels already.
         shared_pixels: images whose pixels another patient has too; they are KEPT, because leaving one out would make
             one patient's data depend on another's. Look whether they are one person.

@@ -111,6 +111,17 @@ def test_a_second_run_opens_no_file_again(tmp_path: Path) -> None:
     assert load_cohorts(config, renamed, SECRET, limits=NO_WORKER).table.labels == {"normal": 6, "tumour": 6}
 
 
+def test_images_from_the_cache_are_among_those_taken(tmp_path: Path) -> None:
+    config = write_hospital(tmp_path, patients=2, images=1)
+    shutil.copy(tmp_path / "images/p0/0.dcm", tmp_path / "images/p0/again.dcm")  # dropped: the same pixels
+    save(dicom(np.zeros((40, 40), np.uint16)), tmp_path / "images/flat.dcm")  # its refusal is cached too
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("p0/again.dcm,normal\nflat.dcm,normal\n")
+    check_site(config, image_spec())
+    again = check_site(config, image_spec(), limits=NO_WORKER)
+    assert (again.taken, again.from_cache, again.quarantined, again.duplicates) == (2, 2, {"FLAT": 1}, 1)
+
+
 def test_shares_of_the_labels_shape_no_entry(tmp_path: Path) -> None:
     config = write_hospital(tmp_path, patients=2, images=1)
     load_cohorts(config, image_spec(), SECRET)
