@@ -28,6 +28,7 @@ class Code(StrEnum):
     TRUNCATED = "TRUNCATED"
     DECODE = "DECODE"
     NOT_FINITE = "NOT_FINITE"
+    NOT_HOUNSFIELD = "NOT_HOUNSFIELD"
     FLAT = "FLAT"
     HELD = "HELD"
     BURNED_IN_TEXT = "BURNED_IN_TEXT"
@@ -41,7 +42,7 @@ class Code(StrEnum):
 
 
 EXPLAINED: dict[Code, str] = {
-    Code.NOT_DICOM: "no DICOM signature at byte 128",
+    Code.NOT_DICOM: "no DICOM signature at byte 128, and no data set at byte 0",
     Code.NOT_PICTURE: "neither PNG nor JPEG by its first bytes",
     Code.NOT_NIFTI: "no NIfTI-1 or NIfTI-2 file, plain or gzip",
     Code.NO_LABEL: "no label for it in the label table, or no finding that stands for one ([labels].missing)",
@@ -49,18 +50,23 @@ EXPLAINED: dict[Code, str] = {
     Code.SEVERAL_LABELS: "its findings stand for several labels ([labels].several)",
     Code.NO_MASK: "the plan draws masks and the label table names none for it",
     Code.NO_PATIENT_ID: "no patient identifier, so no patient to protect it under",
-    Code.UNREADABLE: "the file or its header cannot be read",
+    Code.UNREADABLE: "the file or its data set cannot be read (or inflated)",
     Code.TOO_LARGE: "more bytes or pixels than the limits allow",
     Code.SOP_CLASS: "not an image object of a kind that is taken",
     Code.MODALITY: "its modality contradicts its object class, or is not in [deidentify].modalities",
     Code.TRANSFER_SYNTAX: "an unknown transfer syntax",
     Code.NO_DECODER: "no decoder installed for its compression (see `ghostnet doctor`)",
-    Code.HEADER: "a header value that the pixels depend on is missing or impossible",
+    Code.HEADER: (
+        "a header value that the pixels depend on is missing or impossible, or the pixels contradict it: Rows, "
+        "Columns, SamplesPerPixel, PhotometricInterpretation, BitsAllocated, BitsStored, HighBit, PixelRepresentation, "
+        "PixelPaddingValue, pixel spacing, rescale or modality LUT"
+    ),
     Code.FRAMES: "its number of frames is impossible or is not what the pixel data holds",
     Code.NO_PIXELS: "no pixel data of whole numbers",
     Code.TRUNCATED: "less pixel data than the header says",
     Code.DECODE: "the pixel data cannot be decoded",
-    Code.NOT_FINITE: "a pixel is not a finite number",
+    Code.NOT_FINITE: "a pixel is not a finite number, and not background outside of the body",
+    Code.NOT_HOUNSFIELD: "CT whose values are no Hounsfield units: scaled already, or a mask",
     Code.FLAT: "every pixel has the same value, or none is valid",
     Code.BURNED_IN_TEXT: "text in the pixels that could not be blanked, or that [deidentify].burned_in refuses",
     Code.HELD: "of a modality that usually carries text: a person must look first (`ghostnet site review`)",

@@ -17,7 +17,7 @@ QUOTES = "whose quotes do not match (a cell may hold no line break)"
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
-_SEPARATORS = ",;\t"
+_SEPARATORS = ",;\t|"
 _SAID = re.compile(r'"?sep=([,;\t|])"?', re.IGNORECASE)  # Excel's own first line
 
 
@@ -39,8 +39,8 @@ class CsvLine:
 def read_lines(path: Path) -> tuple[CsvLine, list[CsvLine]]:
     """The header of a CSV file (RFC 4180, but one line a record), and its lines that are not empty.
 
-    The separator is what a first line `sep=;` says, or else the one of comma, semicolon and tab that makes most columns
-    of the header. UTF-8, or UTF-16 with its byte order mark, as Excel's "Unicode text" has it.
+    The separator is what a first line `sep=;` says, or else the one of comma, semicolon, tab and bar that makes most
+    columns of the header. UTF-8, or UTF-16 with its byte order mark, as Excel's "Unicode text" has it.
 
     Raises:
         OSError: the file cannot be read.

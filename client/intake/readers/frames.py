@@ -19,6 +19,19 @@ if TYPE_CHECKING:  # the parent process has no use for OpenCV
 CT_WINDOW_HU = (-1000.0, 1000.0)
 """Air to dense bone. Other modalities have no absolute unit: their window is taken from the image's percentiles."""
 
+_SCALED_CT = (-1.0, 255.0)  # what CT scaled to [0,1], [-1,1] or 8 bits lies in: neither air nor fat is among it
+_MIN_HU_SPAN = 10.0  # less from darkest to brightest is a standard score, or a mask
+
+
+def is_hounsfield(lowest: float, highest: float) -> bool:
+    """False for the range of a CT that was scaled to other units, which the window of Hounsfield units draws flat.
+
+    >>> is_hounsfield(-1024.0, 1800.0), is_hounsfield(0.0, 1.0), is_hounsfield(0.0, 255.0), is_hounsfield(-2.5, 3.1)
+    (True, False, False, False)
+    """
+    scaled = _SCALED_CT[0] <= lowest and highest <= _SCALED_CT[1]
+    return not scaled and highest - lowest >= _MIN_HU_SPAN
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:

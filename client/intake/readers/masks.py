@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from client.intake.folder import has_signature
+from client.intake.readers.deep_png import is_deep_colour, read_deep_colour
 from client.intake.task import Limits
 from client.quarantine import Code, Refused
 
@@ -103,15 +105,18 @@ def _read_png(path: Path, shape: tuple[int, ...]) -> Mask | None:
     with Image.open(path, formats=["PNG"]) as opened:
         if (opened.height, opened.width) != tuple(shape):
             return None
+        if is_deep_colour(path):
+            deep = read_deep_colour(path)
+            return _grey(deep, alpha=deep.shape[2] == 4)
         if opened.mode in _GREY_IN_COLOURS:
             return _grey(np.asarray(opened), alpha=opened.mode != "RGB")
         return np.asarray(opened).astype(np.int32) if opened.mode in _PNG_MODES else None
 
 
-def _grey(channels: NDArray[np.uint8], *, alpha: bool) -> Mask | None:
+def _grey(channels: NDArray[Any], *, alpha: bool) -> Mask | None:
     """The one channel of a picture (h,w,c) whose colours are equal and which is opaque; None for any other."""
     colours = channels[..., :-1] if alpha else channels
-    opaque = not alpha or bool((channels[..., -1] == 255).all())
+    opaque = not alpha or bool((channels[..., -1] == np.iinfo(channels.dtype).max).all())
     equal = bool((colours == colours[..., :1]).all())
     return colours[..., 0].astype(np.int32) if equal and opaque else None
 

@@ -1,8 +1,8 @@
 """One NIfTI file to axial slices, in the worker process: of the file, only voxels go on.
 
 Header texts (descrip, aux_file, db_name, intent_name) and extensions, which may hold a whole DICOM header, are only
-gathered as what must not survive. The file is read by what its header says and never further: a gzip of a few
-kilobytes can hold gigabytes.
+gathered as what must not survive. The file is read by what its header says: a gzip of a few kilobytes can hold
+gigabytes. Of a gzip the rest is unpacked too, up to a limit, and thrown away: its checksum stands at its end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from client.deidentify.headers import HeaderRecord
 from client.deidentify.survivors import bounded
 from client.formats import GZIP_SIGNATURE, NIFTI_MAGIC
-from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
+from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced, is_hounsfield
 from client.quarantine import Code, Refused
 
 _NIFTI1_BYTES = 348
@@ -66,7 +67,7 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
 
     Args:
         path: the file.
-        modality: what site.toml says that it is; CT is taken to be in Hounsfield units.
+        modality: what site.toml says that it is; CT has to be in Hounsfield units.
         file_bytes: larger files, and volumes of more bytes, are refused before anything of that size is allocated.
         pixels: slices that have more samples together are refused.
         frames: how many slices, evenly spaced; 1 is the middle one.
@@ -75,7 +76,7 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
         The slices with anything on them: one that is all of one value is left out while others are not.
 
     Raises:
-        Refused: with a code; FLAT if nothing is on any of the slices.
+        Refused: with a code; FLAT if nothing is on any of the slices, NOT_HOUNSFIELD for CT in other units.
     """
     volume, texts, stored = _read(path, file_bytes)
     slices = stored.shape[2]
@@ -83,13 +84,10 @@ def read_nifti(path: Path, *, modality: str, file_bytes: int, pixels: int, frame
     if stored.shape[0] * stored.shape[1] * len(numbers) > pixels:
         raise Refused(Code.TOO_LARGE)
     window = CT_WINDOW_HU if modality == "CT" else None
-    spacing = _spacing(volume)
-    cut = {number: _in_units(stored[:, :, number].T, volume) for number in numbers}
-    taken = {
-        number: Frame(pixels=pixels, window=window, spacing=spacing)
-        for number, pixels in cut.items()
-        if pixels.min() < pixels.max()
-    }
+    if window and not _in_hounsfield(stored, volume):
+        raise Refused(Code.NOT_HOUNSFIELD)
+    cut = {number: _frame(_in_units(stored[:, :, number].T, volume), window, _spacing(volume)) for number in numbers}
+    taken = {number: frame for number, frame in cut.items() if frame is not None}
     if not taken:
         raise Refused(Code.FLAT)
     record = HeaderRecord(
@@ -127,7 +125,50 @@ def read_slice(path: Path, *, frame_number: int, frames_total: int, file_bytes: 
     volume, _, stored = _read(path, file_bytes)
     if stored.shape[2] != frames_total or not 0 <= frame_number < frames_total:
         raise Refused(Code.BAD_MASK)
-    return _in_units(stored[:, :, frame_number].T, volume)
+    values = _in_units(stored[:, :, frame_number].T, volume)
+    if not np.isfinite(values).all():
+        raise Refused(Code.NOT_FINITE)
+    return values
+
+
+def _frame(
+    pixels: NDArray[np.float32], window: tuple[float, float] | None, spacing: tuple[float, float] | None
+) -> Frame | None:
+    """One slice; None if its known pixels have one value. NaN around the body is padding, as tools that mask write it.
+
+    Raises:
+        Refused: NOT_FINITE for any other number that is not finite.
+    """
+    unknown = np.isnan(pixels)
+    valid = None
+    if unknown.any():
+        if not unknown.all() and not _surrounds(unknown):
+            raise Refused(Code.NOT_FINITE)
+        valid = ~unknown
+    known = pixels if valid is None else pixels[valid]
+    if not np.isfinite(known).all():
+        raise Refused(Code.NOT_FINITE)
+    if not known.size or known.min() == known.max():
+        return None
+    if valid is not None:
+        pixels[unknown] = known.min()
+    return Frame(pixels=pixels, valid=valid, window=window, spacing=spacing)
+
+
+def _surrounds(mask: NDArray[np.bool_]) -> bool:
+    """True where every part of a mask (4-connected) reaches the edge of the image."""
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    return len(set(np.unique(edge).tolist()) - {0}) == count - 1
+
+
+def _in_hounsfield(stored: NDArray[Any], volume: Volume) -> bool:
+    slope, intercept = volume.scale
+    known = stored[np.isfinite(stored)] if stored.dtype.kind == "f" else stored
+    if not known.size:
+        return True  # nothing is there to be drawn wrongly
+    ends = sorted(float(end) * slope + intercept for end in (known.min(), known.max()))
+    return is_hounsfield(ends[0], ends[1])
 
 
 def _read(path: Path, file_bytes: int) -> tuple[Volume, list[str], NDArray[Any]]:
@@ -142,6 +183,8 @@ def _read(path: Path, file_bytes: int) -> tuple[Volume, list[str], NDArray[Any]]
             header, volume = _header(file, file_bytes)
             between = _exactly(file, volume.offset - len(header))
             stored = np.frombuffer(_exactly(file, _bytes(volume)), volume.dtype)
+            if packed:
+                _read_to_checksum(file, file_bytes)
     except (gzip.BadGzipFile, zlib.error, EOFError):
         raise Refused(Code.TRUNCATED) from None
     except OSError:
@@ -209,6 +252,20 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return bytes(data)
 
 
+def _read_to_checksum(file: BinaryIO, most_bytes: int) -> None:
+    """Throws the rest of a gzip away: its checksum, which says whether all before it is as it was, stands at its end.
+
+    Raises:
+        Refused: TOO_LARGE for more than `most_bytes` of rest.
+        gzip.BadGzipFile: the checksum does not fit.
+    """
+    rest = 0
+    while piece := file.read(_PIECE):
+        rest += len(piece)
+        if rest > most_bytes:
+            raise Refused(Code.TOO_LARGE)
+
+
 def _texts(header: bytes, between: bytes) -> Iterator[str]:
     """SENSITIVE: whatever could be read as text in the header and its extensions."""
     for part in (header, between):
@@ -249,6 +306,4 @@ def _in_units(stored: NDArray[Any], volume: Volume) -> NDArray[np.float32]:
     slope, intercept = volume.scale
     with np.errstate(over="ignore"):
         values = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise Refused(Code.NOT_FINITE)
     return np.ascontiguousarray(values)

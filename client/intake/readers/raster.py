@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,18 @@ from PIL import Image, ImageOps
 from client.deidentify.headers import HeaderRecord
 from client.deidentify.survivors import bounded
 from client.intake.folder import has_signature
+from client.intake.readers.deep_png import is_deep_colour, read_deep_colour
 from client.intake.readers.frames import Frame, Source
 from client.quarantine import Code, Refused
 
-FORMATS = {"PNG": "PNG", "JPEG": "JPEG file"}
-"""Pillow's name of a format, and ours in `TRANSFER_SYNTAXES`."""
+FORMATS = {"PNG": "PNG", "JPEG": "JPEG file", "MPO": "JPEG file"}
+"""Pillow's name of a format, and ours in `TRANSFER_SYNTAXES`. MPO is a JPEG with previews after it, as phones write."""
+
+_OPENED = ("PNG", "JPEG")  # Pillow tells MPO from JPEG by itself
 
 _SAMPLES = {"1": 1, "L": 1, "I;16": 1, "I": 1, "LA": 2, "P": 4, "RGB": 3, "RGBA": 4}  # "P" may turn out as RGBA
-_FULL_SCALE = (0.0, 255.0)
+_GREY_MODES = ("I;16", "I", "L", "1")
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 def read_picture(path: Path, *, modality: str, file_bytes: int, pixels: int) -> Source:
@@ -48,25 +53,28 @@ def read_picture(path: Path, *, modality: str, file_bytes: int, pixels: int) -> 
     if too_large or not signed:
         raise Refused(Code.TOO_LARGE if too_large else Code.NOT_PICTURE)
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as opened:
-            return _source(opened, modality, pixels)
+        with Image.open(path, formats=_OPENED) as opened:
+            return _source(opened, path, modality, pixels)
     except Image.DecompressionBombError:
         raise Refused(Code.TOO_LARGE) from None
     except OSError:  # Pillow's word for data that ends too early or is not what it should be
         raise Refused(Code.TRUNCATED) from None
 
 
-def _source(opened: Image.Image, modality: str, pixels: int) -> Source:
-    if opened.format not in FORMATS or getattr(opened, "n_frames", 1) != 1:
+def _source(opened: Image.Image, path: Path, modality: str, pixels: int) -> Source:
+    if opened.format not in FORMATS or (opened.format != "MPO" and getattr(opened, "n_frames", 1) != 1):
         raise Refused(Code.FRAMES)
     if opened.mode not in _SAMPLES:  # CMYK: its inks are stored either way round and nothing says which
         raise Refused(Code.HEADER)
     if opened.width * opened.height * _SAMPLES[opened.mode] > pixels:
         raise Refused(Code.TOO_LARGE)
     opened.load()
-    syntax, bits, identifiers = FORMATS[opened.format], _bits(opened.mode), bounded(_texts(opened))
-    upright = ImageOps.exif_transpose(opened)
-    values, valid = _values(upright)
+    deep = is_deep_colour(path)
+    syntax, bits, identifiers = FORMATS[opened.format], 16 if deep else _bits(opened.mode), bounded(_texts(opened))
+    if deep:
+        values, valid = _coloured(read_deep_colour(path, int(opened.getexif().get(_ORIENTATION, 1))))
+    else:
+        values, valid = _values(ImageOps.exif_transpose(opened))
     known = values if valid is None else values[valid]
     if not known.size or float(known.min()) == float(known.max()):
         raise Refused(Code.FLAT)
@@ -81,7 +89,7 @@ def _source(opened: Image.Image, modality: str, pixels: int) -> Source:
         transfer_syntax=syntax,
         view_position="",
     )
-    frame = Frame(pixels=values, valid=valid, window=_FULL_SCALE if colour else None)
+    frame = Frame(pixels=values, valid=valid, window=(0.0, float(2**bits - 1)) if colour else None)
     return Source(frames=(frame,), frame_numbers=(0,), record=record, patient_id="", identifiers=identifiers)
 
 
@@ -91,14 +99,24 @@ def _bits(mode: str) -> int:
 
 def _values(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Float32 (h,w) or (h,w,3), and where it is not wholly transparent; None if it is opaque everywhere."""
-    if image.mode in ("I;16", "I", "L", "1") and ("transparency" not in image.info or image.mode != "L"):
+    transparent = image.info.get("transparency")
+    if image.mode in _GREY_MODES and transparent is None:
         return np.asarray(image).astype(np.float32), None
-    coloured = np.asarray(image.convert("RGBA"))
-    colours, alpha = coloured[..., :3], coloured[..., 3:]
-    pixels = colours.astype(np.float32)
-    if (alpha < 255).any():
-        pixels *= alpha.astype(np.float32) / 255
-    valid = None if (alpha > 0).all() else alpha[..., 0] > 0
+    if image.mode in ("I;16", "I"):  # one grey stands for transparent
+        pixels = np.asarray(image).astype(np.float32)
+        valid = pixels != transparent
+        return np.where(valid, pixels, np.float32(0)), None if valid.all() else valid
+    return _coloured(np.asarray(image.convert("RGBA")))
+
+
+def _coloured(channels: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """The same for (h,w,3) or (h,w,4), whose fourth channel is how opaque a pixel is."""
+    colours, opaque = channels[..., :3], np.iinfo(channels.dtype).max
+    pixels, valid = colours.astype(np.float32), None
+    if channels.shape[2] == 4 and (channels[..., 3] < opaque).any():
+        alpha = channels[..., 3:]
+        pixels *= alpha.astype(np.float32) / opaque
+        valid = None if (alpha > 0).all() else alpha[..., 0] > 0
     grey = bool((colours == colours[..., :1]).all())
     return (np.ascontiguousarray(pixels[..., 0]) if grey else pixels), valid
 

@@ -152,7 +152,7 @@ def test_a_broken_line_reaches_no_other_and_is_found_by_its_number(tmp_path: Pat
     assert [one.image for one in read_layout(path, "plain", WANTED, strict=False) if one.sound] == ["b", "c"]
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("said", ["", "sep={}\r\n", '"sep={}"\r\n', "SEP={}\n"])
 def test_the_separators_and_encodings_of_office_programs_are_read(

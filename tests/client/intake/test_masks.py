@@ -18,6 +18,7 @@ from client.intake.readers.nifti import read_nifti
 from client.intake.task import Limits
 from client.quarantine import Code, Refused
 from tests.client.intake.dicom_files import dicom, picture, save
+from tests.client.intake.test_raster import deep_png
 
 LIMITS = Limits()
 SHAPE = (40, 40)
@@ -159,6 +160,12 @@ def test_a_png_mask_of_equal_channels_is_one_channel(mode: str, tmp_path: Path) 
     coloured[2, 3, -1] ^= 1  # a colour or an alpha of its own
     Image.fromarray(coloured, mode=mode).save(tmp_path / "c.png")
     assert refusal_of(tmp_path / "c.png", shape=(6, 8)) is Code.BAD_MASK
+
+
+def test_a_png_mask_of_sixteen_bit_colour_keeps_its_numbers(tmp_path: Path) -> None:
+    numbers = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    deep_png(tmp_path / "m.png", np.repeat(numbers[..., None], 3, axis=2))
+    assert (mask_of(tmp_path / "m.png", shape=(6, 8)) == numbers).all()
 
 
 def test_a_png_mask_does_not_say_on_which_of_several_frames_it_lies(tmp_path: Path) -> None:

@@ -114,6 +114,41 @@ def test_a_mask_is_cut_as_its_image_is(tmp_path: Path) -> None:
     assert caught.value.code == Code.BAD_MASK
 
 
+def test_nan_around_the_body_is_padding(tmp_path: Path) -> None:
+    voxels = RAS.astype(np.float32)
+    voxels[:3], voxels[-2:], voxels[:, :2] = np.nan, np.nan, np.nan
+    frame = read(write_nifti(tmp_path / "a.nii", voxels)).frames[0]
+    expected = seen(voxels, 4)
+    assert frame.valid is not None
+    np.testing.assert_array_equal(frame.valid, np.isfinite(expected))
+    np.testing.assert_array_equal(frame.pixels[frame.valid], expected[frame.valid])
+    assert (frame.pixels[~frame.valid] == expected[frame.valid].min()).all()
+    voxels[6, 8, 4] = np.nan  # within the body
+    assert refused(write_nifti(tmp_path / "b.nii", voxels)) == Code.NOT_FINITE
+    voxels[...] = np.nan
+    assert refused(write_nifti(tmp_path / "c.nii", voxels)) == Code.FLAT
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (0, 255), (-2.5, 4)])
+def test_ct_in_other_units_is_refused_with_its_own_code(low: float, high: float, tmp_path: Path) -> None:
+    scaled = low + (RAS + 900.0) / 1800 * (high - low)
+    path = write_nifti(tmp_path / "a.nii", scaled.astype(np.float32))
+    assert read(path, modality="MR").frames_total == 9
+    with pytest.raises(Refused, match="NOT_HOUNSFIELD"):
+        read(path, modality="CT")
+    assert read(write_nifti(tmp_path / "b.nii", RAS), modality="CT").frames[0].window == CT_WINDOW_HU
+
+
+@pytest.mark.parametrize("at", [-8, -4, -40])
+def test_a_gzip_whose_checksum_or_length_does_not_fit_is_truncated(at: int, tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", RAS)
+    assert read(path).frames_total == 9
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert refused(path) == Code.TRUNCATED
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_voxel_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
     voxels = RAS.astype(np.float32)
@@ -132,13 +167,14 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
         file.write(bytes(1 << 24))
     assert path.stat().st_size < 1 << 18
     assert refused(path, file_bytes=1 << 30) == Code.TOO_LARGE
-    # What follows the voxels that the header counts is never unpacked.
+    # Of what follows the voxels that the header counts no more is unpacked than a file may have.
     small = header.copy()
     small.set_data_shape((8, 8, 2))
     small["vox_offset"] = 352
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(small.binaryblock + bytes(4) + bytes(range(128)) + bytes(1 << 24))
-    assert read(path, file_bytes=1 << 17).frames_total == 2
+    assert read(path, file_bytes=1 << 24).frames_total == 2
+    assert refused(path, file_bytes=1 << 23) == Code.TOO_LARGE
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,89 @@ def test_sixteen_bits_are_not_cut_to_eight(tmp_path: Path) -> None:
     assert source.record.bits_stored == 16
 
 
+def deep_png(path: Path, channels: np.ndarray, *, transparent: bytes = b"", exif: bytes = b"") -> Path:
+    """A PNG of 16 bits: (h,w) grey, (h,w,2) grey and alpha, (h,w,3) or (h,w,4); Pillow writes none of the last three.
+
+    Args:
+        path: of the file.
+        channels: uint16.
+        transparent: the value that stands for transparent, big endian.
+        exif: a block of it.
+    """
+    height, width = channels.shape[:2]
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels[..., None].shape[2] if channels.ndim == 2 else channels.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
+    parts += [chunk(b"tRNS", transparent)] if transparent else []
+    parts += [chunk(b"eXIf", exif)] if exif else []
+    parts += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+DEEP = np.random.default_rng(5).integers(0, 65536, (20, 30, 4)).astype(np.uint16)
+
+
+def test_sixteen_bit_colour_keeps_all_its_bits(tmp_path: Path) -> None:
+    source = read(deep_png(tmp_path / "a.png", DEEP[..., :3]))
+    np.testing.assert_array_equal(source.frames[0].pixels, DEEP[..., :3])
+    assert (source.record.bits_stored, source.record.photometric) == (16, "RGB")
+    assert source.frames[0].window == (0.0, 65535.0)
+    grey = np.repeat(DEEP[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(pixels_of(deep_png(tmp_path / "b.png", grey)), DEEP[..., 0])
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_sixteen_bit_alpha_darkens_and_hides(colours: int, tmp_path: Path) -> None:
+    alpha = DEEP[..., 3].copy()
+    alpha[:5] = 0
+    drawn = DEEP[..., :colours]
+    frame = read(deep_png(tmp_path / "a.png", np.concatenate([drawn, alpha[..., None]], axis=2))).frames[0]
+    expected = (drawn * (alpha[..., None] / 65535)).squeeze()
+    np.testing.assert_allclose(frame.pixels, expected, rtol=1e-5, atol=1e-3)
+    assert frame.valid is not None
+    np.testing.assert_array_equal(frame.valid, alpha > 0)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_transparent_value_of_sixteen_bits_is_black_and_not_valid(colours: int, tmp_path: Path) -> None:
+    drawn = DEEP[..., :colours].copy()
+    drawn[:5] = 4660
+    path = deep_png(tmp_path / "a.png", drawn.squeeze(), transparent=b"\x12\x34" * colours)
+    frame = read(path).frames[0]
+    assert frame.valid is not None
+    assert not frame.valid[:5].any()
+    assert frame.valid[5:].all()
+    assert not frame.pixels[:5].any()
+    np.testing.assert_array_equal(frame.pixels[5:], drawn[5:].squeeze())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bit_colour_is_turned_as_eight_bit_is(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shallow = (DEEP[..., :3] >> 8).astype(np.uint8)
+    Image.fromarray(shallow).save(tmp_path / "shallow.png", exif=exif)
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    deep = pixels_of(deep_png(tmp_path / "deep.png", DEEP[..., :3], exif=block))
+    np.testing.assert_array_equal(deep.astype(np.uint16) >> 8, pixels_of(tmp_path / "shallow.png"))
+
+
+def test_sixteen_bit_colour_cut_short_is_refused(tmp_path: Path) -> None:
+    path = deep_png(tmp_path / "a.png", DEEP)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert refused(path) == Code.TRUNCATED
+
+
+def test_of_a_jpeg_with_previews_the_main_picture_is_taken(tmp_path: Path) -> None:
+    main, preview = Image.fromarray(eight_bit()), Image.fromarray(eight_bit()[:8, :8])
+    main.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    main.save(tmp_path / "b.jpg")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    np.testing.assert_allclose(pixels_of(tmp_path / "a.jpg"), pixels_of(tmp_path / "b.jpg"), atol=2)
+
+
 def test_grey_stored_as_colour_or_palette_is_grey(tmp_path: Path) -> None:
     grey = Image.fromarray(eight_bit())
     for mode in ("RGB", "RGBA", "LA", "P"):
