@@ -6,6 +6,7 @@ run in worker processes on hostile bytes, and few hospitals need all of them.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,35 @@ GZIP_SIGNATURE = b"\x1f\x8b"
 NIFTI_MAGIC = {344: b"n+1\0", 4: b"n+2\0"}  # by its place in the header; NIfTI-1 and NIfTI-2
 
 FIRST_BYTES = 348  # the header of NIfTI-1, and more than any other signature needs
+
+_FIRST_GROUPS = (0x0002, 0x0008)  # of a DICOM file without a preamble: its meta group, or its data set's first
+_MAX_FIRST_ELEMENT = 0x00FF
+_FORMS = (("<", True), ("<", False), (">", True))  # byte order, explicit VR
+
+
+def begins_as_dicom(first: bytes) -> bool:
+    """True for the signature after a preamble, and for a data set without either, as old archives hold them.
+
+    That is an element of group 2 or 8, in any of the three native forms, and a later one of group 2 or 8 after it.
+    """
+    if first[PREAMBLE:].startswith(SIGNATURE):
+        return True
+    return any(_is_element_pair(first, order, explicit=explicit) for order, explicit in _FORMS)
+
+
+def _is_element_pair(first: bytes, order: str, *, explicit: bool) -> bool:
+    if len(first) < 8:
+        return False
+    tag, length = struct.unpack_from(f"{order}HH", first), struct.unpack_from(f"{order}L", first, 4)[0]
+    if explicit:
+        if not (first[4:6].isalpha() and first[4:6].isupper()):
+            return False
+        length = struct.unpack_from(f"{order}H", first, 6)[0]
+    at = 8 + length
+    if length % 2 or tag[0] not in _FIRST_GROUPS or tag[1] > _MAX_FIRST_ELEMENT or at + 4 > len(first):
+        return False
+    following: tuple[int, int] = struct.unpack_from(f"{order}HH", first, at)
+    return tag < following and following[0] in _FIRST_GROUPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +84,7 @@ FORMATS: dict[str, FileFormat] = {
     "dicom": FileFormat(
         words="a folder of DICOM files",
         reader="client.intake.readers.dicom:read_dicom",
-        starts=lambda first: first[PREAMBLE:].startswith(SIGNATURE),
+        starts=begins_as_dicom,
         suffixes=(".dcm",),
         code=Code.NOT_DICOM,
         names_patient=True,

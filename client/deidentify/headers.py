@@ -196,13 +196,28 @@ def record_from_dict(values: Mapping[str, Any]) -> HeaderRecord:
     return HeaderRecord(**values)
 
 
+def attribute(dataset: Dataset, keyword: str) -> Any:
+    """The value of an element; None if it is absent.
+
+    Raises:
+        Refused: HEADER for one that is there and cannot be read.
+    """
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - pydicom raises anything on a value that is not what its VR says
+        raise Refused(Code.HEADER) from None
+
+
 def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
+    try:
+        value = attribute(dataset, keyword)
+    except Refused:  # no word of a closed list
+        return ""
     return str(value).strip(" \0") if isinstance(value, str) else ""
 
 
 def _count(dataset: Dataset, keyword: str) -> int:
-    value = dataset.get(keyword)
+    value = attribute(dataset, keyword)
     if not isinstance(value, int):
         raise Refused(Code.HEADER)
     return int(value)

@@ -24,6 +24,7 @@ from client.modalities import MODALITIES
 
 if TYPE_CHECKING:  # the parent process searches artefacts, never files: it has no use for pydicom
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 MIN_IDENTIFIER_BYTES = 5  # bytes (in UTF-8: two Chinese characters have 6); shorter texts are in any file by chance
 MAX_IDENTIFIER_CHARACTERS = 64  # characters; a longer text that survived would survive with its beginning
@@ -174,21 +175,26 @@ def _texts(dataset: Dataset) -> Iterator[str]:
         items = queue.popleft()
         for tag in [*items.keys()][: _MAX_ELEMENTS - looked]:
             looked += 1
-            if tag.group == _PIXEL_GROUP:
-                continue
-            raw = items.get_item(tag)
-            original = raw.value if raw.is_raw and isinstance(raw.value, bytes) else b""
-            if raw.is_raw and raw.VR in _TEXT_VRS and original.isascii() and _ESCAPE not in original:
-                yield from _plain(raw.VR, original.decode("ascii"))  # converting each value costs ten times as much
-                continue
-            try:
-                element = items[tag]
-                if element.VR == "SQ":
-                    queue.extend(element.value or ())
-                else:
-                    yield from _values(element.VR, element.value, original)
-            except Exception:  # noqa: BLE001 - pydicom raises anything on a value that is not what its VR says
-                yield from _readable(original)
+            if tag.group != _PIXEL_GROUP:
+                yield from _element_texts(items, tag, queue)
+
+
+def _element_texts(items: Dataset, tag: BaseTag, queue: deque[Dataset]) -> list[str]:
+    """The texts of one element; the items of a sequence go to the queue instead."""
+    original = b""
+    try:
+        raw = items.get_item(tag)
+        original = raw.value if raw.is_raw and isinstance(raw.value, bytes) else b""
+        if raw.is_raw and raw.VR in _TEXT_VRS and original.isascii() and _ESCAPE not in original:
+            return [*_plain(raw.VR, original.decode("ascii"))]  # converting each value costs ten times as much
+        element = items[tag]
+        if element.VR != "SQ":
+            return [*_values(element.VR, element.value, original)]
+        inner = [item for item in element.value or () if hasattr(item, "get_item")]
+    except Exception:  # noqa: BLE001 - pydicom raises anything on a value that is not what its VR says
+        return [*_readable(original)]
+    queue.extend(inner)
+    return []
 
 
 def _plain(vr: str, text: str) -> Iterator[str]:

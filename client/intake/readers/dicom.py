@@ -8,34 +8,23 @@ everything else the percentiles of its own pixels.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
-from client.deidentify.headers import HeaderRecord, read_record
+from client.deidentify.headers import HeaderRecord, attribute, read_record
 from client.deidentify.regions import image_regions
 from client.deidentify.survivors import identifiers_of
-from client.formats import PREAMBLE, SIGNATURE
 from client.intake.patient_id import patient_id
-from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced
+from client.intake.readers.datasets import open_dataset
+from client.intake.readers.frames import CT_WINDOW_HU, Frame, Source, evenly_spaced, is_hounsfield
+from client.intake.readers.modality_lut import through_lut
 from client.intake.readers.pixeldata import channels, check_pixel_data, decode_frames, frame_count, full_scale
 from client.quarantine import Code, Refused
-
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_META_BYTES = 1 << 16  # where a transfer syntax is looked for; one further back meets the worker's own limits
-_PIECE = 1 << 16
-_SMALL_INFLATED = 4 << 20  # bytes that any deflated file may have
-_MAX_DEFLATION_RATIO = 200  # inflated bytes for one deflated; images have 2 to 60
 
 _MAX_PIXEL_SIDES = 10.0  # sides of a pixel; more is no image plane
 _SQUARE = 0.01  # sides that differ less than this share are a rounding of the writer's
@@ -47,14 +36,6 @@ _MACROS = {
     "RescaleType": "PixelValueTransformationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
 }
-
-
-class _Mapped(mmap):
-    """A mapped file in which, as in an open one, a place beyond the end can be sought: nothing is read there."""
-
-    def seek(self, pos: int, whence: int = 0, /) -> None:
-        base = (0, self.tell(), len(self))[whence]
-        super().seek(max(0, min(base + pos, len(self))))
 
 
 def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> Source:
@@ -74,18 +55,7 @@ def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> 
     Raises:
         Refused: with a code. Decoders may raise anything else; the caller turns it into a code.
     """
-    try:
-        if path.stat().st_size > file_bytes:
-            raise Refused(Code.TOO_LARGE)
-        with path.open("rb") as file:
-            if file.read(PREAMBLE + len(SIGNATURE))[PREAMBLE:] != SIGNATURE:
-                raise Refused(Code.NOT_DICOM)
-            # Mapped, because reading a file allocates whatever length an element claims before it finds the end.
-            with _Mapped(file.fileno(), 0, access=ACCESS_READ) as data:
-                _check_inflated(path, data, limit=8 * pixels)
-                dataset, syntax = _read(data)
-    except OSError:
-        raise Refused(Code.UNREADABLE) from None
+    dataset, syntax = open_dataset(path, file_bytes=file_bytes, pixels=pixels)
     patient = patient_id(dataset)  # before anything decodes it as the file declares
     record = read_record(dataset, syntax)
     total = frame_count(dataset)
@@ -94,7 +64,11 @@ def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> 
         raise Refused(Code.TOO_LARGE)
     check_pixel_data(dataset, record, frames=total)
     decoded = zip(numbers, decode_frames(dataset, record, numbers, frames=total), strict=True)
-    taken = {number: frame for number, stored in decoded if (frame := _frame(dataset, record, stored, number))}
+    taken = {
+        number: frame
+        for number, (stored, valid) in decoded
+        if (frame := _frame(dataset, record, stored, valid, number))
+    }
     if not taken:
         raise Refused(Code.FLAT)
     return Source(
@@ -109,40 +83,9 @@ def read_dicom(path: Path, *, file_bytes: int, pixels: int, frames: int = 1) -> 
     )
 
 
-def _check_inflated(path: Path, data: mmap, *, limit: int) -> None:
-    """Inflates a deflated file piece by piece and throws the pieces away: a few kilobytes can hold gigabytes."""
-    if data.find(_DEFLATED, 0, _META_BYTES) < 0:
-        return
-    try:
-        meta = read_file_meta_info(path)
-    except (InvalidDicomError, EOFError):
-        raise Refused(Code.UNREADABLE) from None
-    if str(meta.get("TransferSyntaxUID", "")).encode() != _DEFLATED:
-        return
-    # The meta group's length element is the first after the signature; what follows the group is deflated.
-    at = PREAMBLE + len(SIGNATURE) + 12 + int(meta.FileMetaInformationGroupLength)
-    limit = min(limit, max(_SMALL_INFLATED, _MAX_DEFLATION_RATIO * len(data)))
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflater.eof:
-        piece = inflater.unconsumed_tail or data[at : at + _PIECE]
-        at += 0 if inflater.unconsumed_tail else len(piece)
-        if not piece:
-            return
-        total += len(inflater.decompress(piece, 1 << 20))
-        if total > limit:
-            raise Refused(Code.TOO_LARGE)
-
-
-def _read(data: mmap) -> tuple[Dataset, str]:
-    """The data set and its transfer syntax."""
-    try:
-        dataset = pydicom.dcmread(cast(BinaryIO, data))
-    except (EOFError, InvalidDicomError):
-        raise Refused(Code.TRUNCATED) from None
-    return dataset, str(dataset.file_meta.get("TransferSyntaxUID", ""))
-
-
-def _frame(dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], number: int) -> Frame | None:
+def _frame(
+    dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], valid: NDArray[np.bool_] | None, number: int
+) -> Frame | None:
     """One frame in its modality's unit; None if all its known pixels have one value."""
     spacing = _spacing(dataset, number)
     if channels(record) == 3:
@@ -150,7 +93,6 @@ def _frame(dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], number:
             return None
         window: tuple[float, float] | None = full_scale(stored, record)
         return Frame(pixels=stored.astype(np.float32), window=window, spacing=spacing)
-    valid = _valid(dataset, stored)
     known = stored if valid is None else stored[valid]
     if not known.size or (lowest := known.min()) == (highest := known.max()):
         return None
@@ -159,6 +101,9 @@ def _frame(dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], number:
     if not np.isfinite(ends).all():  # the rescale lies: it was finite for whole numbers of 16 bits
         raise Refused(Code.HEADER)
     window = CT_WINDOW_HU if record.modality == "CT" and _in_hounsfield(dataset, number) else None
+    offset = _factor(dataset, number, "RescaleIntercept", 0.0)
+    if window and not offset and not is_hounsfield(float(ends.min()), float(ends.max())):
+        raise Refused(Code.NOT_HOUNSFIELD)
     if record.photometric == "MONOCHROME1":
         np.negative(values, out=values)
         ends, window = -ends, None if window is None else (-window[1], -window[0])
@@ -167,29 +112,9 @@ def _frame(dataset: Dataset, record: HeaderRecord, stored: NDArray[Any], number:
     return Frame(pixels=values, valid=valid, window=window, spacing=spacing)
 
 
-def _valid(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    if dataset.get("PixelPaddingValue") is None:
-        return None
-    first = _stored_value(dataset, "PixelPaddingValue")
-    limit = first
-    if dataset.get("PixelPaddingRangeLimit") is not None:
-        limit = _stored_value(dataset, "PixelPaddingRangeLimit")
-    valid: NDArray[np.bool_] = (stored < min(first, limit)) | (stored > max(first, limit))
-    return valid
-
-
-def _stored_value(dataset: Dataset, keyword: str) -> int:
-    value = dataset.get(keyword)
-    if not isinstance(value, int):
-        raise Refused(Code.HEADER)
-    # Many writers give the unsigned form of a negative padding value.
-    return value - 65536 if dataset.get("PixelRepresentation") == 1 and value > 32767 else value
-
-
 def _modality_units(dataset: Dataset, stored: NDArray[Any], number: int) -> NDArray[np.float32]:
-    if dataset.get("ModalityLUTSequence"):
-        table: NDArray[np.float32] = apply_modality_lut(stored, dataset).astype(np.float32)
-        return table
+    if tables := attribute(dataset, "ModalityLUTSequence"):
+        return through_lut(stored, tables[0])
     slope, intercept = _factor(dataset, number, "RescaleSlope", 1.0), _factor(dataset, number, "RescaleIntercept", 0.0)
     if slope == 0:
         raise Refused(Code.HEADER)
@@ -202,6 +127,8 @@ def _modality_units(dataset: Dataset, stored: NDArray[Any], number: int) -> NDAr
 
 def _in_hounsfield(dataset: Dataset, number: int) -> bool:
     """A CT object without rescale, or that says another unit, is a scout, a map or a drawing."""
+    if tables := attribute(dataset, "ModalityLUTSequence"):
+        return str(attribute(tables[0], "ModalityLUTType")) == "HU"
     unit = _value(dataset, number, "RescaleType")
     return _value(dataset, number, "RescaleIntercept") is not None and unit in (None, "", "HU")
 
@@ -217,16 +144,20 @@ def _factor(dataset: Dataset, number: int, name: str, default: float) -> float:
 
 
 def _spacing(dataset: Dataset, number: int) -> tuple[float, float] | None:
-    """Height and width of a pixel; None where the file says nothing that could be, or that they are equal."""
+    """Height and width of a pixel; None where the file says nothing of them, or that they are equal."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        try:
-            height, width = (float(side) for side in _value(dataset, number, name))
-        except (TypeError, ValueError):
+        stated = _value(dataset, number, name)
+        if stated is None or stated in ("", b""):
             continue
-        if 0 < height < np.inf and 0 < width < np.inf:
-            if not 1 / _MAX_PIXEL_SIDES <= height / width <= _MAX_PIXEL_SIDES:
-                raise Refused(Code.HEADER)
-            return None if abs(height / width - 1) < _SQUARE else (height, width)
+        try:
+            height, width = (float(side) for side in stated)
+        except (TypeError, ValueError):
+            raise Refused(Code.HEADER) from None
+        if not (0 < height < np.inf and 0 < width < np.inf):
+            raise Refused(Code.HEADER)
+        if not 1 / _MAX_PIXEL_SIDES <= height / width <= _MAX_PIXEL_SIDES:
+            raise Refused(Code.HEADER)
+        return None if abs(height / width - 1) < _SQUARE else (height, width)
     return None
 
 
@@ -234,10 +165,10 @@ def _value(dataset: Dataset, number: int, keyword: str) -> Any:
     """An attribute of one frame: its own, else one that all frames share, else the object's."""
     for group in _functional_groups(dataset, number):
         macro = group.get(_MACROS.get(keyword, ""))
-        value = macro[0].get(keyword) if macro else None
+        value = attribute(macro[0], keyword) if macro else None
         if value is not None:
             return value
-    return dataset.get(keyword)
+    return attribute(dataset, keyword)
 
 
 def _functional_groups(dataset: Dataset, number: int) -> Iterator[Dataset]:

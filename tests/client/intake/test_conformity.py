@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.uid import ImplicitVRLittleEndian
 
 from client.deidentify.headers import SOP_CLASSES, TRANSFER_SYNTAXES
 from client.intake.readers.dicom import read_dicom
@@ -25,6 +26,7 @@ from tests.client.intake.dicom_files import settings
 
 BUNDLED = Path(str(pydicom.__file__)).parent / "data" / "test_files"
 LIMITS = Limits()
+ZERO_SPACING = ("RG1_J2KI.dcm", "RG1_J2KR.dcm", "RG1_UNCI.dcm", "RG1_UNCR.dcm")
 LOSSY = {"JPEG baseline", "JPEG extended", "JPEG 2000", "JPEG-LS"}
 
 
@@ -46,7 +48,9 @@ def outcomes_of(paths: Sequence[Path]) -> list[Outcome]:
 
 def pydicoms_own(path: Path, number: int) -> np.ndarray:
     """What pydicom makes of one frame: decoded by the same plug-in, in modality units, palettes applied."""
-    dataset = pydicom.dcmread(path)
+    dataset = pydicom.dcmread(path, force=True)  # one has no preamble
+    if not dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     plugins = DECODERS.get(TRANSFER_SYNTAXES[dataset.file_meta.TransferSyntaxUID], ("",))
     # Lossless files are the same whatever decodes them: there pydicom may choose.
     lossy = TRANSFER_SYNTAXES[dataset.file_meta.TransferSyntaxUID] in LOSSY
@@ -132,5 +136,6 @@ def test_each_file_of_pydicom_data_is_its_own_image_or_a_code() -> None:
     if not paths:
         pytest.skip("pydicom-data is not installed: pip install pydicom-data")
     said, names = check(paths)
-    assert said["taken"] >= 52
-    assert wrongly_refused(paths, names) == {}
+    assert said["taken"] >= 48
+    # Their PixelSpacing is 0\\0: that the pixels are square is said nowhere.
+    assert wrongly_refused(paths, names) == dict.fromkeys(ZERO_SPACING, Code.HEADER)

@@ -125,7 +125,10 @@ def test_decoded_pixels_are_pydicoms_own(tmp_path: Path) -> None:
 
 def test_overlay_bits_above_the_stored_ones_are_cleared(tmp_path: Path) -> None:
     pixels = picture()
-    path = save(dicom(pixels | 0x8000), tmp_path / "a.dcm")
+    dataset = dicom(pixels | 0x8000)
+    assert refused(save(dataset, tmp_path / "bits.dcm")) is Code.HEADER  # nothing says what they are
+    dataset.add_new(0x60000102, "US", 15)
+    path = save(dataset, tmp_path / "a.dcm")
     np.testing.assert_array_equal(read(path).pixels, pixels)
 
 
