@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from ghostnet.cli.device import Device
 from ghostnet.errors import UnknownKeysError, VerifyError
 from ghostnet.evidence import keys
 from ghostnet.export.images import write_images
-from ghostnet.sampler.sampler import Sampler
+from ghostnet.sampler.sampler import NoCertificateWarning, Sampler, fresh_seed, no_certificate
 
 Folder = Annotated[Path, typer.Argument(metavar="SAMPLER", help="Folder of a published sampler.")]
 
@@ -34,15 +35,37 @@ def sample(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new.")],
     n: Annotated[int, typer.Option("-n", help="Number of images.", min=1)] = 16,
     label: Annotated[str | None, typer.Option(help="Name of a class; by default the plan's public shares.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same images.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same images; without it fresh ones, and their seed is told.", min=0)
+    ] = None,
     image_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.PNG,
+    denoise: Annotated[bool, typer.Option("--denoise", help="Take specks out by a 3x3 median.")] = False,
     device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Draw synthetic images from a sampler; DICOM files are marked as synthetic."""
-    sampler = Sampler.load(folder, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoCertificateWarning)  # told below, as one line
+        sampler = Sampler.load(folder, device=device)
+    if not sampler.has_certificate:
+        errors.print(f"warning: {escape(no_certificate(folder))}", highlight=False, soft_wrap=True)
+    used = fresh_seed() if seed is None else seed
     with progress_bars() as progress:
-        write_images(sampler, n=n, label=label, seed=seed, image_format=image_format.value, out=out, progress=progress)
-    results.print(f"{n} images: {out}", highlight=False, soft_wrap=True)
+        files = write_images(
+            sampler,
+            n=n,
+            label=label,
+            seed=used,
+            image_format=image_format.value,
+            out=out,
+            denoise=denoise,
+            progress=progress,
+        )
+    if as_json:
+        known = {"certificate": sampler.has_certificate, "denoised": denoise}
+        results.print_json(data={"out": str(out), "images": n, "seed": used, "files": files, **known})
+    else:
+        results.print(f"{n} images: {escape(str(out))} (seed {used})", highlight=False, soft_wrap=True)
 
 
 def verify(

@@ -8,6 +8,8 @@ mechanisms that the certificate lists.
 
 from __future__ import annotations
 
+import secrets
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,9 @@ from torch import nn
 from ghostnet.errors import DataError
 from ghostnet.models import architecture
 from ghostnet.plan import ImageSpec
+from ghostnet.sampler.dataset import SyntheticImages
 from ghostnet.sampler.folder import (
+    CERTIFICATE_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     SamplerConfig,
@@ -29,6 +33,10 @@ from ghostnet.sampler.folder import (
 from ghostnet.training.device import AUTO, find_device
 
 BATCH = 64  # images a forward pass; bounds memory, changes no image
+
+
+class NoCertificateWarning(UserWarning):
+    """A sampler without a certificate: nothing says what privacy its images have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class Samples:
 class Sampler:
     """Noise in, images out.
 
-    Image i of a seed is the same whatever n and the batch size are (up to float rounding in the convolutions).
+    Without a seed each call draws fresh images. Image i of a seed is the same whatever n and the batch size are (up to
+    float rounding in the convolutions).
 
     Args:
         generator: the network, set to evaluation mode; its device is the one that is drawn on.
@@ -63,6 +72,15 @@ class Sampler:
         self._draw = architecture(config.model.architecture).draw
         self.folder = folder
 
+    def __repr__(self) -> str:
+        image = self.config.image
+        certificate = "with a certificate" if self.has_certificate else "no certificate"
+        masks = f" and {image.mask_channels} mask(s)" if image.mask_channels else ""
+        return (
+            f"Sampler({self.config.name!r}, {image.channels} x {image.size} x {image.size}{masks}, "
+            f"labels: {', '.join(self.labels)}; {self.config.model.architecture} on {self.device}, {certificate})"
+        )
+
     @classmethod
     def load(cls, path: str | Path, *, device: str = AUTO) -> Sampler:
         """Loads a sampler folder; every name, shape, type, value and the weights' hash is checked.
@@ -75,23 +93,51 @@ class Sampler:
             VerifyError: the folder is not a sampler, or a file in it is damaged. `ghostnet verify` checks the privacy
                 certificate too.
             SiteError: this machine has no such device.
+
+        Warns:
+            NoCertificateWarning: the folder has no certificate.
         """
         folder, found = Path(path), find_device(device)
         config = read_config(folder / CONFIG_FILE)
-        return cls(read_generator(folder / WEIGHTS_FILE, config).to(found), config, folder)
+        sampler = cls(read_generator(folder / WEIGHTS_FILE, config).to(found), config, folder)
+        if not sampler.has_certificate:
+            warnings.warn(no_certificate(folder), NoCertificateWarning, stacklevel=2)
+        return sampler
+
+    @property
+    def has_certificate(self) -> bool:
+        """True where the folder has a certificate; whether that holds, `ghostnet verify` says."""
+        return self.folder is not None and (self.folder / CERTIFICATE_FILE).is_file()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that is drawn on."""
+        return next(self.generator.parameters()).device
+
+    def to(self, device: str) -> Sampler:
+        """Moves the generator; gives the sampler itself, as a network's `to` does.
+
+        Args:
+            device: as of `load`.
+
+        Raises:
+            SiteError: this machine has no such device.
+        """
+        self.generator.to(find_device(device))
+        return self
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.config.image.labels
 
-    def sample(self, n: int, label: str | int | None = None, seed: int = 0) -> torch.Tensor:
+    def sample(self, n: int, label: str | int | None = None, seed: int | None = None) -> torch.Tensor:
         """Draws images.
 
         Args:
             n: how many.
             label: name or index of one class; None draws classes from the plan's public prior.
-            seed: public seed, 0 <= seed < 2^63; the same seed gives the same images.
+            seed: public seed, 0 <= seed < 2^63; the same seed gives the same images. None draws fresh ones.
 
         Returns:
             float32 (n, channels, h, w), in the plan's range.
@@ -102,7 +148,7 @@ class Sampler:
         return self.draw(n, label, seed).images
 
     def sample_with_masks(
-        self, n: int, label: str | int | None = None, seed: int = 0
+        self, n: int, label: str | int | None = None, seed: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws images and their masks: (float32 (n,channels,h,w), uint8 0/1 (n,mask_channels,h,w)); see `sample`.
 
@@ -114,7 +160,16 @@ class Sampler:
             raise DataError(f"sampler {self.config.name!r} draws no masks; its plan has image.mask_channels = 0")
         return samples.images, samples.masks
 
-    def draw(self, n: int, label: str | int | None = None, seed: int = 0, *, batch_size: int = BATCH) -> Samples:
+    def dataset(self, n: int, label: str | int | None = None, seed: int | None = None) -> SyntheticImages:
+        """Draws images as a torch data set of (image, label), with the mask third where the plan has masks.
+
+        All n are drawn now and held in memory; see `sample`.
+        """
+        return SyntheticImages(self.draw(n, label, seed))
+
+    def draw(
+        self, n: int, label: str | int | None = None, seed: int | None = None, *, batch_size: int = BATCH
+    ) -> Samples:
         """Draws images with labels and masks; see `sample`."""
         check_count(n, "n", low=0)
         image = self.config.image
@@ -131,16 +186,17 @@ class Sampler:
         return Samples(images=images, labels=labels, masks=masks if image.mask_channels else None)
 
     def batches(
-        self, n: int, label: str | int | None = None, seed: int = 0, *, batch_size: int = BATCH
+        self, n: int, label: str | int | None = None, seed: int | None = None, *, batch_size: int = BATCH
     ) -> Iterator[Samples]:
         """Draws the same images as `draw`, a batch at a time, for more of them than fit in memory."""
         check_count(n, "n", low=0)
         check_count(batch_size, "batch_size", low=1)
+        seed = fresh_seed() if seed is None else seed
         check_count(seed, "seed", low=0)
         image, chosen = self.config.image, self.label_index(label)
         # Two streams, each read in order: the noise of image i does not depend on how many are drawn.
         noise, coins = (np.random.Generator(np.random.Philox(key=[seed, stream])) for stream in (0, 1))
-        device = next(self.generator.parameters()).device
+        device = self.device
         thresholds = np.cumsum(image.label_prior)[:-1]
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
@@ -177,6 +233,16 @@ class Sampler:
             return Samples(images=images, labels=labels, masks=None)
         middle = 0.0 if image.range == "[-1,1]" else 0.5
         return Samples(images=images, labels=labels, masks=(masks > middle).to(torch.uint8))
+
+
+def fresh_seed() -> int:
+    """A public seed that nobody has used, for images that need not be drawn again."""
+    return secrets.randbelow(2**63)
+
+
+def no_certificate(folder: Path) -> str:
+    """The sentence about a sampler without a certificate."""
+    return f"{folder} has no {CERTIFICATE_FILE}: nothing says what privacy its images have; ask whoever published it"
 
 
 def check_count(value: object, name: str, *, low: int) -> None:

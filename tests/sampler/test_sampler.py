@@ -6,19 +6,24 @@ import hashlib
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from torch.utils.data import DataLoader
 
 from ghostnet import Sampler
-from ghostnet.errors import DataError, RunFolderError, VerifyError
+from ghostnet.errors import DataError, RunFolderError, SiteError, VerifyError
 from ghostnet.models import build_generator
 from ghostnet.plan import FederationSpec, ImageSpec, ModelSpec, Plan, PrivacySpec
 from ghostnet.sampler.pixels import median_denoise, to_uint8
+from ghostnet.sampler.sampler import NoCertificateWarning
 from ghostnet.sampler.write import write_sampler
+
+pytestmark = pytest.mark.filterwarnings("ignore::ghostnet.sampler.sampler.NoCertificateWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,47 @@ def test_image_i_of_a_seed_does_not_depend_on_n_or_the_batch_size(folder: Path) 
     assert torch.equal(many.labels[:9], few.labels)
     torch.testing.assert_close(many.images, small_batches.images, rtol=0, atol=1e-5)
     torch.testing.assert_close(many.images[:9], few.images, rtol=0, atol=1e-5)
+
+
+def test_without_a_seed_each_call_draws_fresh_images(folder: Path) -> None:
+    sampler = Sampler.load(folder)
+    first, second = sampler.draw(8, 0), sampler.draw(8, 0)
+    assert not torch.allclose(first.images, second.images)
+    assert torch.equal(sampler.sample(8, 0, seed=0), sampler.sample(8, 0, seed=0))
+
+
+def test_a_data_set_serves_a_loader(folder: Path, tmp_path: Path) -> None:
+    drawn = Sampler.load(folder).draw(10, seed=4)
+    batches = list(DataLoader(Sampler.load(folder).dataset(10, seed=4), batch_size=4))
+    assert [len(images) for images, _, _ in batches] == [4, 4, 2]
+    found = [torch.cat(column) for column in zip(*batches, strict=True)]
+    torch.testing.assert_close(found[0], drawn.images)
+    assert torch.equal(found[1], drawn.labels)
+    assert drawn.masks is not None
+    assert torch.equal(found[2], drawn.masks)
+    plan = make_plan()
+    write_sampler(tmp_path / "plain", build_generator(plan.networks), plan)
+    assert [part.shape for part in Sampler.load(tmp_path / "plain").dataset(2, seed=1)[1]] == [(1, 28, 28), ()]
+
+
+def test_a_sampler_says_what_it_is_and_moves(folder: Path) -> None:
+    sampler = Sampler.load(folder)
+    shown = repr(sampler)
+    for known in ("'small'", "1 x 28 x 28 and 1 mask", *sampler.labels, "dcgan", "cpu", "no certificate"):
+        assert known in shown
+    assert "\n" not in shown
+    assert sampler.to("cpu") is sampler
+    with pytest.raises(SiteError):
+        sampler.to("cuda:99")
+
+
+def test_a_sampler_without_a_certificate_is_loaded_with_a_warning(folder: Path) -> None:
+    with pytest.warns(NoCertificateWarning, match="no certificate.json"):
+        Sampler.load(folder)
+    (folder / "certificate.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sampler.load(folder).has_certificate
 
 
 def test_another_seed_draws_other_images(folder: Path) -> None:
