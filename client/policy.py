@@ -72,8 +72,8 @@ class PolicySpec:
         Number,
         key(
             "Delta at which max_epsilon is counted, well below 1 divided by the hospital's number of patients. A "
-            "plan's own may be smaller.",
-            gt=0,
+            "plan's own may be smaller, not below 1e-12.",
+            ge=1e-12,
             lt=1,
             example=1e-5,
         ),

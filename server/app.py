@@ -7,6 +7,7 @@ same bytes, and are charged once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from logging import WARNING
 from pathlib import Path
@@ -66,7 +67,7 @@ def build_app(
         plan_path, out = str(config.get("plan", "")), str(config.get("out", ""))
         if not plan_path or not out:
             raise FederationError('a run needs a plan and an output folder: -c \'plan="plan.toml" out="runs/one"\'')
-        expected = len([part for part in str(config.get("sites", "")).split(",") if part])
+        expected = hospital_count(str(config.get("sites", "")))
         agreed = plan or resolve(load_plan(Path(plan_path)))
         checkpoint = Checkpoint.open(Path(out), agreed, resume=bool(config.get("resume", False)))
         public = None
@@ -76,6 +77,22 @@ def build_app(
         coordinate(grid, agreed, checkpoint, expected=expected, public=public, device=found, progress=progress)
 
     return app
+
+
+def hospital_count(sites: str) -> int:
+    """The number of hospitals in the run config's "sites": names, or paths of site.toml, separated by commas.
+
+    Raises:
+        FederationError: a path that is not there, such as a part of one with a comma in it; nobody would answer for it.
+    """
+    parts = [part for part in sites.split(",") if part]
+    for part in parts:
+        if (os.sep in part or part.endswith(".toml")) and not Path(part).is_file():
+            raise FederationError(
+                f"sites names {part!r}, and there is no such file; give absolute paths of site.toml files, separated "
+                "by commas, none of them with a comma in its name"
+            )
+    return len(parts)
 
 
 def coordinate(

@@ -95,7 +95,13 @@ class PrivacySpec:
     ] = "patient"
     epsilon: Annotated[Number, key("Whole-run budget of one patient at one hospital.", gt=0, example=8.0)]
     delta: Annotated[
-        Number, key("Delta at which epsilon is counted; well below 1 / patients.", gt=0, lt=1, example=1e-5)
+        Number,
+        key(
+            "Delta at which epsilon is counted; well below 1 / patients. Below 1e-12 the accounting resolves nothing.",
+            ge=1e-12,
+            lt=1,
+            example=1e-5,
+        ),
     ]
     clip_norm: Annotated[
         Number, key("C: bound on one patient's gradient. float32 norms are sound in this range.", ge=1e-3, le=1e3)

@@ -104,6 +104,7 @@ def test_the_examples_of_the_handbook_load_and_every_code_is_in_it(tmp_path: Pat
         ('kind = "dicom"', 'kind = "bmp"', "data.kind"),
         ('kind = "dicom"', 'kind = "npz"', "labels"),
         ('labels = "labels.csv"', "", "labels is missing"),
+        ("delta = 1e-5", "delta = 1e-13", "policy.delta"),
         ("delta = 1e-5", "delta = 1e-5\n[cohort]\ntest_fraction = nan", "cohort.test_fraction"),
         ("delta = 1e-5", "delta = 1e-5\n[cohort]\ntest_fraction = 1.0", "cohort.test_fraction"),
         ("delta = 1e-5", "delta = 1e-5\n[cohort]\ntest_fraction = -0.1", "cohort.test_fraction"),

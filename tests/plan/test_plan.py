@@ -25,6 +25,7 @@ def test_an_epsilon_that_is_not_a_positive_number_is_refused(value: str) -> None
     ("key", "line", "said"),
     [
         ("delta", "delta = 1", "privacy.delta"),
+        ("delta", "delta = 1e-15", "privacy.delta"),
         ("sampling_rate", "sampling_rate = 1.01", "privacy.sampling_rate"),
         ("fakes", "fakes = 0", "privacy.fakes"),
         ("steps", "steps = 1.5", "not a whole number"),
