@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from client.deidentify.headers import TRANSFER_SYNTAXES
+from client.intake.readers.datasets import open_dataset
 from client.intake.readers.pixeldata import frame_count, stored_frames
 from client.intake.task import Limits
 from client.quarantine import Code, Refused
@@ -54,7 +54,7 @@ def read_segmentation(
     Raises:
         Refused: BAD_MASK. Decoders may raise anything else.
     """
-    dataset = dcmread(path)
+    dataset, uid = open_dataset(path, file_bytes=limits.file_bytes, pixels=limits.pixels)
     total = _check(dataset, shape, limits)
     places = [_place(dataset, index) for index in range(total)]
     if any(place.images for place in places):
@@ -73,7 +73,7 @@ def read_segmentation(
     if not wanted:
         return mask
     half = int(dataset.get("MaximumFractionalValue") or 0) / 2 if _kind(dataset) == "FRACTIONAL" else 0
-    syntax = TRANSFER_SYNTAXES.get(str(dataset.file_meta.TransferSyntaxUID), "")
+    syntax = TRANSFER_SYNTAXES.get(uid, "")
     for index, stored in zip(wanted, stored_frames(dataset, syntax, wanted, frames=total), strict=True):
         segment = places[index].segment
         values = stored.astype(np.int32) if segment == 0 else np.where(stored > half, segment, 0)

@@ -112,6 +112,16 @@ def test_a_segmentation_without_references_goes_by_frame_number(tmp_path: Path) 
     assert refusal_of(path, frame=0, frames=4) is Code.BAD_MASK
 
 
+def test_a_segmentation_without_a_preamble_is_one(tmp_path: Path) -> None:
+    images, pixels = slices(1), np.zeros((1, *SHAPE), np.uint8)
+    pixels[0, 5:20] = 1
+    path = save(segmentation(images, pixels), tmp_path / "seg.dcm")
+    path.write_bytes(path.read_bytes()[132:])
+    np.testing.assert_array_equal(mask_of(path, uid=str(images[0].SOPInstanceUID)), pixels[0])
+    path.write_bytes(path.read_bytes()[:-100])
+    assert refusal_of(path, uid=str(images[0].SOPInstanceUID)) is Code.BAD_MASK
+
+
 def test_an_image_is_no_segmentation(tmp_path: Path) -> None:
     assert refusal_of(save(dicom(picture()), tmp_path / "a.dcm")) is Code.BAD_MASK
 
