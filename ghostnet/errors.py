@@ -116,3 +116,9 @@ class UnknownKeysError(GhostNetError):
     """A sampler in which nothing was changed since it was signed, by keys of which nobody has said whose they are."""
 
     exit_code = 15
+
+
+class Interrupted(GhostNetError):
+    """Stopped from the keyboard; the message says how to go on."""
+
+    exit_code = 130

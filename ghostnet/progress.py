@@ -8,3 +8,8 @@ Progress = Callable[[str, int, int], None]
 
 def silent(phase: str, done: int, total: int) -> None:
     """The progress of a caller that does not want any."""
+
+
+def named(name: str, progress: Progress) -> Progress:
+    """The same progress, each phase after the name of whose it is."""
+    return lambda phase, done, total: progress(f"{name}: {phase}", done, total)

@@ -176,9 +176,21 @@ def coordinate(
         timings=checkpoint.timings,
         server_s=checkpoint.server_s,
         key=checkpoint.key,
+        left_out=_left_out(conversation, expected),
     )
     publish(outcome, checkpoint.out, progress)
     checkpoint.finish()
+
+
+def _left_out(conversation: Conversation, expected: int) -> list[str]:
+    """Whose answers were not used, and why; never silently, however few hospitals the plan asks for."""
+    absent = expected - len(conversation.hospitals)
+    unused = [h.name for h in conversation.hospitals.values() if not h.answered]
+    return [
+        *conversation.left_out,
+        *(f"{name}: joined, and no answer of its was used" for name in sorted(unused)),
+        *([f"{absent} of {expected} expected hospitals did not take part"] if absent > 0 else []),
+    ]
 
 
 def _warm_start(conversation: Conversation, plan: Plan) -> dict[str, np.ndarray]:

@@ -137,6 +137,7 @@ class Conversation:
         self._key, self._known = key, known
         self._heads = heads or KnownHeads()
         self.spent: list[str] = []
+        self.left_out: list[str] = []  # "NAME: why", for the report and the console
 
     def join(self, expected: int) -> None:
         """Asks every connected node to take part; keeps those that do.
@@ -152,8 +153,7 @@ class Conversation:
             try:
                 hospital = self._joined(reply)
             except (FederationError, PlanError) as error:
-                log(WARNING, "a node is left out: %s", error)
-                refused.append(str(error))
+                self._leave_out("a hospital that did not join", error, refused)
                 continue
             if hospital.public_key not in sent:
                 # Beyond what a JOIN carries: its last head goes out with the next request, and is checked then.
@@ -200,6 +200,7 @@ class Conversation:
             public = ", ".join(self.hospitals.pop(node_id).public_key for node_id in nodes)
             problem = f"{len(nodes)} hospitals call themselves {name!r}; give each site.toml a name of its own"
             log(WARNING, "all of them are left out: %s (keys %s)", problem, public)
+            self._note_left_out(name, problem)
             refused.append(problem)
 
     def _heads_to_send(self) -> dict[str, str]:
@@ -264,6 +265,7 @@ class Conversation:
             if reply.has_error():
                 refusal = read_refusal(reply.error.code, reply.error.reason or "")
                 log(WARNING, "a hospital did not answer %s: %s", kind, refusal.reason)
+                self._note_left_out(hospital.name if hospital else "a hospital that did not join", refusal.reason)
                 if refused is not None:
                     refused.append(refusal.reason)
                 if refusal.code == protocol.SPENT:
@@ -321,10 +323,17 @@ class Conversation:
             answers[hospital.name] = reply.answer.arrays
         return dict(sorted(answers.items()))
 
-    def _leave_out(self, name: str, error: FederationError, refused: list[str] | None) -> None:
+    def _leave_out(self, name: str, error: FederationError | PlanError, refused: list[str] | None) -> None:
         log(WARNING, "the answer of %s is left out: %s", name, error)
+        self._note_left_out(name, str(error))
         if refused is not None:
             refused.append(f"{name}: {error}")
+
+    def _note_left_out(self, name: str, why: str) -> None:
+        """Keeps why a hospital's answer was not used; a run's report says so."""
+        words = f"{name}: {why}"
+        if words not in self.left_out:
+            self.left_out.append(words)
 
     def require(self, count: int, did: str, reasons: Iterable[str] = ()) -> None:
         """Refuses to go on with fewer hospitals than the plan asks for.

@@ -6,7 +6,7 @@ Everything here is computed from released values; a reader of the run folder (ou
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ghostnet.sampler.folder import CERTIFICATE_FILE, WEIGHTS_FILE
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.sampler.write import write_sampler
 from ghostnet.utility.task import find_task, task_spec
+from ghostnet.utility.verdict import with_verdict
 from server.checkpoint import Checkpoint
 from server.conversation import Hospital, Timing, tenths
 
@@ -44,6 +45,7 @@ class Outcome:
     timings: list[Timing]
     server_s: dict[str, float]
     key: Ed25519PrivateKey
+    left_out: Sequence[str] = ()  # "NAME: why"
 
 
 def stage(
@@ -130,6 +132,7 @@ def report(outcome: Outcome) -> dict[str, object]:
             "server_optimizer": None if plan.federation.is_pooled else plan.federation.server_optimizer,
             "weights": {entry.hospital: entry.weight for entry in plan.federation.weights} or "equal",
             "hospitals": len(outcome.hospitals),
+            "left_out": list(outcome.left_out),
         },
         "utility": _utility(outcome),
         "fidelity": {},
@@ -157,6 +160,6 @@ def _utility(outcome: Outcome) -> dict[str, object]:
     noise_std = float(noise_multiplier * np.sqrt(outcome.counted))
     released = f"noised counts of {outcome.counted} hospitals, noise multiplier {noise_multiplier:g} each"
     return {
-        name: {**find_task(name).figures(torch.from_numpy(counts), spec, noise_std), "released": released}
+        name: with_verdict({**find_task(name).figures(torch.from_numpy(counts), spec, noise_std), "released": released})
         for name, counts in outcome.noisy_counts.items()
     }

@@ -96,17 +96,17 @@ def test_the_page_shows_the_guarantee_with_unit_adjacency_and_both_bounds(
     report: dict[str, Any], pictures: ReportFigures
 ) -> None:
     words = " ".join(Page(render_page(report, pictures)).words.split())
-    for fact in ("3.988", "1e-5", "patient", "add/remove one patient", "PLD", "RDP", "4.210", "n" * 64, "s" * 64):
+    for fact in ("3.9871", "1e-5", "patient", "add/remove one patient", "PLD", "RDP", "4.2100", "n" * 64, "s" * 64):
         assert fact in words
     assert "a patient held by more than 2 hospitals" in words
-    assert "up to 2 hospitals, the bound over all of them together is ε = 7.400" in words
+    assert "up to 2 hospitals, the bound over all of them together is ε = 7.4000" in words
     assert PLAN.hash() in words
     assert "ghostnet verify" in words
 
 
 def test_a_printed_epsilon_is_never_below_the_real_one(report: dict[str, Any], pictures: ReportFigures) -> None:
     report["privacy"]["epsilon"] = 2.00001
-    assert "2.001" in render_page(report, pictures)
+    assert "2.0001" in render_page(report, pictures)
 
 
 def test_an_infinite_epsilon_is_shown_as_unbounded(tmp_path: Path, report: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def test_every_picture_in_the_page_is_a_whole_png(report: dict[str, Any], pictur
 def test_timing_gives_the_overhead_beyond_the_slowest_hospital(report: dict[str, Any], pictures: ReportFigures) -> None:
     words = Page(render_page(report, pictures)).words
     assert "10.0%" in words  # 1 of 10 seconds in round 0
-    assert "5.0%" in words  # 2 of 40 seconds in all
+    assert "49.3%" in words  # 37 of 75 seconds in all
     assert "1 min 15 s" in words
 
 
@@ -201,3 +201,61 @@ def test_many_classes_are_reported_by_accuracy(report: dict[str, Any], pictures:
     words = Page(render_page(report, pictures)).words
     assert "0.926" in words
     assert "area under" not in words
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ([0.88, 0.97], "works: far above chance"),
+        ([0.55, 0.97], "works: above chance"),
+        ([0.4, 0.9], "not shown to be better than chance"),
+        ([0.1, 0.5], "does not work"),
+    ],
+)
+def test_the_verdict_is_by_the_interval_and_never_by_the_value(
+    report: dict[str, Any], interval: list[float], said: str
+) -> None:
+    report["utility"]["classification"] |= {"value": 0.9, "interval": interval, "informative": True}
+    assert f"Classification: {said}" in Page(render_page(report, ReportFigures())).words
+
+
+def test_counts_that_are_mostly_noise_get_no_verdict(report: dict[str, Any]) -> None:
+    report["utility"]["classification"] |= {"value": 0.9, "interval": [0.9, 1.0], "informative": False}
+    words = Page(render_page(report, ReportFigures())).words
+    assert "cannot be told: too few test patients" in words
+    assert "works:" not in words
+
+
+def test_a_warm_start_alone_shows_the_noise_that_ran_and_no_zero_steps(report: dict[str, Any]) -> None:
+    tables = report["plan"]
+    tables["privacy"] |= {"steps": 0, "noise_multiplier": 0.0}
+    tables["federation"]["rounds"] = 0
+    tables["warm_start"]["noise_multiplier"] = 0.75
+    words = " ".join(Page(render_page(report, ReportFigures())).words.split())
+    assert "noise σ of the warm start0.75" in words
+    assert "none: the warm start alone" in words
+    assert "sampling rate" not in words
+
+
+def test_who_was_left_out_is_on_the_page_with_the_reason(report: dict[str, Any]) -> None:
+    report["federation"] = {"left_out": ["north: P04: <b>too many rounds</b>"]}
+    words = Page(render_page(report, ReportFigures())).words
+    assert "Left out" in words
+    assert "north: P04: <b>too many rounds</b>" in words
+
+
+def test_many_exact_figures_are_one_table_of_synthetic_beside_real(report: dict[str, Any]) -> None:
+    labels = [f"finding {i}" for i in range(15)]
+    exact = {f"auc_{kind} of {label}": 0.5 for label in labels for kind in ("exact", "real")}
+    report["utility"]["classification"]["simulation"] = exact | {"auc_exact of finding 3": 0.625}
+    text = render_page(report, ReportFigures())
+    assert text.count('<div class="simulated">') == 0
+    assert re.search(r"auc of finding 3</td><td class=\"num\">0.625</td><td class=\"num\">0.500<", text)
+
+
+def test_all_time_that_passed_is_told_by_whose_it_was(report: dict[str, Any]) -> None:
+    report["timing"]["server"] = [{"work": "fit the warm start", "wall_s": 20.0}]
+    words = Page(render_page(report, ReportFigures())).words
+    assert "1 min 15 s" in words
+    assert "fit the warm start" in words
+    assert "messages and waiting 17.0 s (22.7%)" in words

@@ -36,7 +36,7 @@ BY_ITSELF = {"rapidocr"}  # installed after its extra, without what it asks for 
 BEYOND_BASE = {
     "simulate": (
         *("ghostnet.simulation.demo_hospitals", "ghostnet.simulation.embedded", "ghostnet.simulation.ray"),
-        *("ghostnet.simulation.reference", "ghostnet.simulation.run", "ghostnet.cli.demo", "ghostnet.cli.simulate"),
+        *("ghostnet.simulation.reference", "ghostnet.simulation.run", "ghostnet.cli.demo"),
     ),
     "site": (
         *("ghostnet.cli.site_check", "ghostnet.cli.site_review", "ghostnet.audit.canaries", "ghostnet.audit.kinds"),
@@ -250,12 +250,14 @@ def test_what_the_base_lacks_is_named_with_its_extra_in_one_line(wheel: Path, sa
     assert run_only(wheel, "export", COMMANDS, [[*draw, "dicom"]])[0][0] == 0
 
 
-def test_an_import_that_no_role_brings_is_a_defect_and_shown_as_one(wheel: Path, tmp_path: Path) -> None:
+def test_an_import_that_no_role_brings_is_a_defect_and_said_to_be_one(wheel: Path, tmp_path: Path) -> None:
     changed = tmp_path / "site"
     shutil.copytree(wheel, changed)
     (changed / "ghostnet" / "cli" / "plan.py").write_text("import no_such_module\n")
-    ((code, _, _),) = run_only(changed, "", COMMANDS, [["plan", "check", "x"]])
-    assert code == "traceback: No module named 'no_such_module'"
+    (line, traceback) = run_only(changed, "", COMMANDS, [["plan", "check", "x"], ["--debug", "plan", "check", "x"]])
+    assert line[0] == 1
+    assert line[2].startswith("ghostnet: unforeseen ModuleNotFoundError: No module named 'no_such_module'; add --debug")
+    assert traceback[0] == "traceback: No module named 'no_such_module'"
 
 
 def test_doctor_says_what_each_role_lacks_and_a_base_is_no_fault(wheel: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,14 @@ from client.intake.images import SourceCounts
 from client.intake.summary import IntakeTable
 from client.quarantine import EXPLAINED, Code
 from client.site_toml import site_text, write_site
+from ghostnet.accounting.plan_cost import plan_events
 from ghostnet.cli.site import app
 from ghostnet.cli.site_init import kind_of
 from ghostnet.cli.site_table import intake_view, next_steps
+from ghostnet.cli.site_verdict import site_verdict
 from ghostnet.errors import SiteError
+from ghostnet.evidence.ledger import Ledger
+from ghostnet.plan import load_plan
 from ghostnet.plan.keys import keys_of
 from tests.client.intake.dicom_files import write_hospital
 from tests.client.intake.dicom_files import write_site as write_plain_site
@@ -37,6 +42,9 @@ NEEDED: dict[str, dict[str, object]] = {
     "npz": {"data.path": "images.npz"},
     "pacs": {"data.labels": "labels.csv", "pacs.protocol": "dicomweb", "pacs.url": "https://pacs.example/dicom-web"},
 }
+
+
+NAMED = {"site": Path("site.toml"), "plan": Path("plan.toml"), "quarantine": Path("state/quarantine.csv")}
 
 
 def answers(kind: str, **more: object) -> dict[str, object]:
@@ -176,7 +184,7 @@ def test_a_site_is_never_overwritten(tmp_path: Path) -> None:
         (["--name", "south", "--kind", "tape"], "data.kind"),
         (["--name", "south", "--state", "images/state"], "state lies inside"),
         (["--name", "south", "--test-fraction", "2"], "cohort.test_fraction"),
-        ([], "--name"),
+        (["--kind", "nifti"], "--modality"),
     ],
 )
 def test_answers_that_do_not_fit_leave_nothing_behind(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -222,7 +230,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SiteConfig]
     config = write_plain_site(
         folder, deidentify='burned_in = "trust"\ntrusted_modalities = ["CR"]\nmodalities = ["CR"]'
     )
-    (folder / "plan.toml").write_text(tiny_plan_text(labels='labels = ["normal", "lesion"]'))
+    plan = tiny_plan_text(labels='labels = ["normal", "lesion"]', epsilon="epsilon = 8.0")
+    (folder / "plan.toml").write_text(plan.replace("noise_multiplier = 0.6", "noise_multiplier = 1.5"))
     return folder, config
 
 
@@ -230,7 +239,7 @@ def shown(table: IntakeTable) -> str:
     from rich.console import Console
 
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(intake_view(table, site=Path("site.toml"), quarantine=Path("state/quarantine.csv")))
+    console.print(intake_view(table, **NAMED))
     return console.export_text()
 
 
@@ -267,7 +276,7 @@ def test_every_code_can_be_shown() -> None:
 
 def test_nothing_to_do_is_said_in_one_line() -> None:
     table = IntakeTable(kind="npz", found=3, taken=3, train_images=3)
-    assert len(next_steps(table, site=Path("s.toml"), quarantine=Path("q.csv"))) == 1
+    assert len(next_steps(table, site=Path("s.toml"), plan=Path("p.toml"), quarantine=Path("q.csv"))) == 1
 
 
 def test_check_prints_json_and_the_table_of_the_same_intake(checked: tuple[Path, SiteConfig]) -> None:
@@ -285,6 +294,55 @@ def test_check_prints_json_and_the_table_of_the_same_intake(checked: tuple[Path,
     assert not config.ledger_path.exists()
 
 
+def test_check_ends_in_a_verdict_on_images_policy_budget_and_time(checked: tuple[Path, SiteConfig]) -> None:
+    folder, _ = checked
+    arguments = ["check", str(folder / "site.toml"), "--plan", str(folder / "plan.toml")]
+    done = CliRunner().invoke(app, arguments)
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("READY")
+    assert [line.split()[0] for line in lines[-5:-1]] == ["images", "policy", "budget", "time"]
+    assert "0.0000 of 8 spent" in lines[-3]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [(("epsilon = 8.0", "epsilon = 9.0"), 6, "P01"), (("batch = 16", "batch = 16\nsteps_ = 1"), 3, "steps_")],
+)
+def test_check_refuses_a_plan_as_join_would(
+    change: tuple[str, str], code: int, said: str, checked: tuple[Path, SiteConfig], tmp_path: Path
+) -> None:
+    folder, _ = checked
+    text = (folder / "plan.toml").read_text()
+    assert change[0] in text
+    (tmp_path / "plan.toml").write_text(text.replace(*change))
+    done = CliRunner().invoke(app, ["check", str(folder / "site.toml"), "--plan", str(tmp_path / "plan.toml")])
+    assert getattr(done.exception, "exit_code", None) == code, done.output
+    assert said in str(done.exception)
+    assert ("NOT READY: P01" in done.stdout) == (code == 6)
+
+
+def test_check_refuses_what_the_budget_no_longer_carries(checked: tuple[Path, SiteConfig], tmp_path: Path) -> None:
+    folder, config = checked
+    plan = load_plan(folder / "plan.toml")
+    table = IntakeTable(kind="dicom", found=9, taken=9, train_images=9, train_patients=3)
+    spent = replace(config, state=tmp_path)
+    fresh = site_verdict(spent, plan, table, unit="patient", seconds=1.0)
+    assert not fresh.problems
+    with Ledger.open(spent.ledger_path, site="north", unit="patient", witness=tmp_path / "witness") as ledger:
+        ledger.reserve(run_id="a" * 32, plan_hash=plan.hash(), events=plan_events(plan), epsilon=8.0, delta=1e-5)
+    over = site_verdict(spent, plan, table, unit="patient", seconds=1.0)
+    assert [problem.exit_code for problem in over.problems] == [7]
+    assert over.words.startswith("NOT READY: B01")
+    assert config.policy.max_epsilon == 8.0
+
+
+def test_a_line_of_advice_can_be_pasted_whatever_the_folder_is_called() -> None:
+    held = IntakeTable(kind="dicom", found=1, taken=0, quarantined={"HELD": 1})
+    named = {"site": Path("our site/site.toml"), "plan": Path("plan.toml"), "quarantine": Path("q.csv")}
+    (line,) = [step for step in next_steps(held, **named) if "site review" in step]
+    assert line.endswith("ghostnet site review 'our site/site.toml' --plan plan.toml")
+
+
 def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked: tuple[Path, SiteConfig]) -> None:
     folder, _ = checked
     (folder / "labels.csv").write_text("image,label\nnone.dcm,normal\n")
@@ -297,7 +355,7 @@ def test_a_site_with_nothing_to_train_on_is_exit_code_5_after_the_table(checked:
 def test_what_a_pacs_did_not_send_is_shown_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     counts = SourceCounts(images_missing=13, studies_failed=14, studies_missing=15)
     lost = IntakeTable(kind="pacs", found=9, taken=9, train_images=9, source_counts=counts)
-    steps = " ".join(next_steps(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))
+    steps = " ".join(next_steps(lost, **NAMED))
     assert all(text in steps for text in ("13 image(s)", "14 study(ies)", "15 study(ies)"))
-    Console(width=100).print(intake_view(lost, site=Path("site.toml"), quarantine=Path("quarantine.csv")))
+    Console(width=100).print(intake_view(lost, **NAMED))
     assert re.search(r"did not send\s+13", capsys.readouterr().out)

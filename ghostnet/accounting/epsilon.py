@@ -159,7 +159,8 @@ def calibrate_noise_multiplier(
             f"noise_multiplier = {_SIGMA_MAX:g}; raise [privacy].epsilon or lower steps or sampling_rate"
         )
     guess = _coarse_root(lambda at: _epsilon_pld(_composition(planned(at)), delta, _COARSE_INTERVAL), epsilon)
-    return _least(fits, guess) / _SIGMA_STEPS
+    nearer = _refined(lambda at: epsilon_pld(planned(at), delta), epsilon, guess)
+    return _least(fits, nearer) / _SIGMA_STEPS
 
 
 Composition = tuple[tuple[float, float, int], ...]
@@ -245,6 +246,16 @@ def _coarse_root(epsilon_of: Callable[[float], float], target: float) -> int:
     if excess(low) <= 0 or excess(high) > 0:
         return round(math.exp(high))
     return math.ceil(math.exp(brentq(excess, low, high, xtol=2e-4, rtol=1e-6)))
+
+
+def _refined(epsilon_of: Callable[[int], float], target: float, guess: int) -> int:
+    """A grid step nearer to the target, as if epsilon fell as 1 / sigma: over many steps the coarse interval errs."""
+    for _ in range(3):
+        nearer = min(guess * epsilon_of(guess) / target, _SIGMA_MAX * _SIGMA_STEPS)
+        if abs(nearer - guess) < 2:
+            break
+        guess = max(round(nearer), 1)
+    return guess
 
 
 def _least(fits: Callable[[int], bool], guess: int) -> int:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostnet.audit.ledger import audit_ledger
+from ghostnet.cli.arguments import AsJson
 from ghostnet.cli.console import progress_bars, results
-from ghostnet.cli.lazy import new_app
+from ghostnet.cli.lazy import LazyGroup, new_app
 from ghostnet.cli.nested import print_nested
 from ghostnet.errors import AuditError
 
@@ -18,14 +19,38 @@ if TYPE_CHECKING:
     from ghostnet.audit.every_release import Build
     from ghostnet.audit.mechanism import MechanismAudit
 
-app = new_app("Audit a ledger, or the private step itself.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+class AuditCommands(LazyGroup):
+    """The subcommands of `ghostnet audit`."""
+
+    table = {
+        "ledger": (
+            "ghostnet.cli.audit:ledger",
+            "Recompute every hash and every epsilon of a ledger from its typed events.",
+        ),
+        "mechanism": (
+            "ghostnet.cli.audit:mechanism",
+            "Audit every release of this installation: who adds what, noise, sampling, charges, lower bounds on "
+            "epsilon.",
+        ),
+    }
+
+
+app = new_app("Audit a ledger, or the private step itself.", cls=AuditCommands)
+
+
+@app.callback()
+def _audit() -> None:
+    """Makes a group of it, whose commands are looked up by name."""
+
+
 HOSPITAL = "client.audited:HOSPITAL"
 
 
-@app.command("ledger")
-def ledger(file: Annotated[Path, typer.Argument(metavar="LEDGER.sqlite")], as_json: AsJson = False) -> None:
+def ledger(
+    file: Annotated[Path, typer.Argument(metavar="LEDGER.sqlite", help="A hospital's ledger, or a copy.")],
+    as_json: AsJson = False,
+) -> None:
     """Recompute every hash and every epsilon of a ledger from its typed events.
 
     Exit code 8 when an entry is damaged, missing or forked; the message names the first.
@@ -33,7 +58,6 @@ def ledger(file: Annotated[Path, typer.Argument(metavar="LEDGER.sqlite")], as_js
     print_nested(audit_ledger(file).to_dict(), as_json=as_json)
 
 
-@app.command("mechanism")
 def mechanism(
     build: Annotated[
         str, typer.Option("--build", metavar="MODULE:NAME", help="Another build to audit; its module is imported.")
@@ -78,7 +102,7 @@ def print_audit(audit: MechanismAudit) -> None:
     lines += [f"a correct build fails by chance in at most {audit.false_alarm:.2%} of audits"]
     lines += [f"verdict: {'pass' if audit.passed else 'fail'} (build {audit.build})"]
     for line in lines:
-        results.print(line, highlight=False, markup=False, soft_wrap=True)
+        results.print(line, soft_wrap=True)
 
 
 def _load_build(name: str) -> Build:

@@ -13,6 +13,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress import (
     Progress as Bars,
@@ -20,13 +21,19 @@ from rich.progress import (
 
 from ghostnet.progress import Progress
 
-errors = Console(stderr=True)
-results = Console()
+# What is printed may hold anything: no markup, no emoji, no guessing at what is a number.
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+results = Console(markup=False, emoji=False, highlight=False)
 
 
 def notice(text: str) -> None:
     """Tells a person something on stderr, on as many lines as the terminal makes of it."""
-    errors.print(text, highlight=False, soft_wrap=True)
+    errors.print(text, soft_wrap=True)
+
+
+def result(text: str) -> None:
+    """Prints one line of a result, as long as it is: a pipe must not break a path."""
+    results.print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -41,10 +48,12 @@ def progress_bars(*, plain: bool | None = None) -> Iterator[Progress]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Bars(*columns, console=errors) as bars:
         tasks: dict[str, TaskID] = {}
@@ -65,6 +74,6 @@ def _plain_progress() -> Progress:
         tenth = 10 * done // max(total, 1)
         if shown.get(phase) != tenth:
             shown[phase] = tenth
-            errors.print(f"{phase}: {done}/{total}", highlight=False)
+            errors.print(f"{phase}: {done}/{total}", soft_wrap=True)
 
     return show

@@ -100,4 +100,4 @@ def demo(
         )
     tell(out, as_json=False)
     known = " ".join(f'--key "$(ghostnet site key {site})"' for site in sites)  # each hospital prints its own
-    errors.print(f"check the certificate: ghostnet verify {out / 'sampler'} {known}", highlight=False, soft_wrap=True)
+    errors.print(f"check the certificate: ghostnet verify {out / 'sampler'} {known}", soft_wrap=True)

@@ -7,13 +7,12 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import typer
 
 from client.deidentify.profile import EDITION, ROWS, check_allow_list
 from client.intake.sandbox.confinement import workers_have_no_network
+from ghostnet.cli.arguments import AsJson
 from ghostnet.cli.console import results
 from ghostnet.cli.roles import ROLES
 from ghostnet.errors import GhostNetError, MissingDependencyError, install_line
@@ -32,7 +31,7 @@ class Finding:
     detail: str
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say what is missing on this machine and what to do about it.
 
     Says of each role (an extra: site, coordinator, simulate, ...) what it lacks here. Exit code 12 when something is
@@ -44,7 +43,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
     else:
         for finding in findings:
             mark = "ok     " if finding.good else "MISSING" if finding.required else "absent "
-            results.print(f"{mark} {finding.name}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)
+            results.print(f"{mark} {finding.name}: {finding.detail}", soft_wrap=True)
     missing = [finding.name for finding in findings if finding.required and not finding.good]
     if missing:
         raise MissingDependencyError(f"missing: {', '.join(missing)}; see the lines above")

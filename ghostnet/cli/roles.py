@@ -36,6 +36,18 @@ ROLES = {
     "export": Role(purpose="writes DICOM and NIfTI files", modules=("pydicom", "nibabel")),
 }
 
+
+def require(extra: str) -> None:
+    """Refuses to go on where a role is not installed, before anything is read.
+
+    Raises:
+        MissingDependencyError: names the first module that is not there, and the extra.
+    """
+    lacks = ROLES[extra].lacks()
+    if lacks:
+        raise not_installed(lacks[0], extra)
+
+
 _OF_COMMAND = {"demo": "simulate", "simulate": "simulate", "site": "site", "audit": "site", "sample": "export"}
 
 

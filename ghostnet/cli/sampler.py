@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from ghostnet.certificate.certificate import KEYS, not_shown, verify_sampler
+from ghostnet.cli.arguments import AsJson
 from ghostnet.cli.console import errors, progress_bars, results
 from ghostnet.cli.device import Device
 from ghostnet.errors import UnknownKeysError, VerifyError
@@ -41,14 +42,14 @@ def sample(
     image_format: Annotated[Format, typer.Option("--format", help="File format.")] = Format.PNG,
     denoise: Annotated[bool, typer.Option("--denoise", help="Take specks out by a 3x3 median.")] = False,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw synthetic images from a sampler; DICOM files are marked as synthetic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoCertificateWarning)  # told below, as one line
         sampler = Sampler.load(folder, device=device)
     if not sampler.has_certificate:
-        errors.print(f"warning: {escape(no_certificate(folder))}", highlight=False, soft_wrap=True)
+        errors.print(f"warning: {no_certificate(folder)}", soft_wrap=True)
     used = fresh_seed() if seed is None else seed
     with progress_bars() as progress:
         files = write_images(
@@ -65,7 +66,7 @@ def sample(
         known = {"certificate": sampler.has_certificate, "denoised": denoise}
         results.print_json(data={"out": str(out), "images": n, "seed": used, "files": files, **known})
     else:
-        results.print(f"{n} images: {escape(str(out))} (seed {used})", highlight=False, soft_wrap=True)
+        results.print(f"{n} images: {out} (seed {used})", soft_wrap=True)
 
 
 def verify(
@@ -79,7 +80,7 @@ def verify(
             "Only with all of them does a sampler hold. The coordinator's, new in every run, may be added: server=KEY.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a sampler offline: whose keys signed, every file, what hospitals answered, epsilon recomputed.
 
@@ -107,10 +108,10 @@ def verify(
     else:
         for check in checks:
             unsure = check.name == KEYS and trusted is None
-            mark = "[green]pass[/green]" if check.passed else "[yellow]????[/yellow]" if unsure else "[red]FAIL[/red]"
-            _tell(f"{mark}  ", f"{check.name}: {check.detail}")
+            mark = ("pass", "green") if check.passed else ("????", "yellow") if unsure else ("FAIL", "red")
+            _tell(Text.assemble(mark, "  "), f"{check.name}: {check.detail}")
         for words in unseen:
-            _tell("not shown: ", words)
+            _tell(Text("not shown: "), words)
     if unknown:
         raise UnknownKeysError(
             f"{folder}: unknown keys: nothing was changed since it was signed, but anyone can sign; get each "
@@ -118,8 +119,8 @@ def verify(
         )
     if failed:
         raise VerifyError(f"{folder} does not hold: {', '.join(failed)} failed; do not rely on its certificate")
-    errors.print(f"{folder}: every check holds, signed with the keys that were given", highlight=False)
+    errors.print(f"{folder}: every check holds, signed with the keys that were given")
 
 
-def _tell(mark: str, words: str) -> None:
-    results.print(f"{mark}{escape(' '.join(words.split()))}", highlight=False, soft_wrap=True)  # it may hold anything
+def _tell(mark: Text, words: str) -> None:
+    results.print(mark.append(" ".join(words.split())), soft_wrap=True)

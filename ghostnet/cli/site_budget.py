@@ -11,6 +11,7 @@ import typer
 import client
 from client.config import SiteConfig, load_site
 from ghostnet.audit.ledger import LedgerAudit, audit_ledger
+from ghostnet.cli.arguments import AsJson, SiteFile
 from ghostnet.cli.console import errors
 from ghostnet.cli.nested import print_nested
 from ghostnet.cli.site_ledger import IN_ORDER, ledger_report
@@ -18,7 +19,7 @@ from ghostnet.errors import LedgerError
 
 
 def budget(
-    site_file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
+    site_file: SiteFile,
     record: Annotated[
         Path | None,
         typer.Option("--record", metavar="FILE.html", help="Also write one A4 page to print, sign and file; new."),
@@ -34,7 +35,7 @@ def budget(
             help="With --record: what `ghostnet audit mechanism --json` printed; left out, the page says so.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what the ledger of this state folder has spent, on what, and what is left; reads only.
 
@@ -75,4 +76,4 @@ def _write(config: SiteConfig, report: LedgerAudit, path: Path, delta_reason: st
         delta_reason=delta_reason.strip(),
         audit=read_result(audit_file) if audit_file is not None else None,
     )
-    errors.print(f"record: {path}", highlight=False, soft_wrap=True)
+    errors.print(f"record: {path}", soft_wrap=True)

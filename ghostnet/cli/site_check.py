@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from client.cohort import check_site
 from client.config import SiteConfig, load_site
 from client.intake.unit import data_unit
-from client.policy import check_unit
 from client.prepared import prepared_elsewhere
-from ghostnet.cli.console import progress_bars, results
+from ghostnet.cli.arguments import AsJson, SiteFile
+from ghostnet.cli.console import progress_bars, result, results
+from ghostnet.cli.plan_view import resolved
 from ghostnet.cli.site_table import intake_view, next_steps
-from ghostnet.errors import DataError, SiteError
+from ghostnet.cli.site_verdict import site_verdict
+from ghostnet.errors import SiteError
 from ghostnet.evidence import keys
 from ghostnet.evidence.ledger import Ledger
 from ghostnet.plan import load_plan
 from ghostnet.plan.unit import protects
-
-SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 def check(
@@ -34,27 +34,36 @@ def check(
     Also tells when another state folder of this user has prepared the same images: a budget belongs to one state
     folder, and a second site.toml over the same images has its own.
 
-    Exit code 0 when there are images to train on, 5 when there are none (the table is printed all the same), 4 when
-    site.toml or a folder cannot be used, 6 when the plan promises patients and this data names none, 3 for the plan.
+    Ends in a verdict: images, the hospital's limits as a coordinator's request to join would meet them, what is left
+    of the budget and what this plan costs of it, and the time that reading takes.
+
+    Exit code 0 when this hospital can take part; after the table and the verdict, 5 when there is no image to train
+    on, 6 when [policy] or the unit refuses the plan, 7 when the budget is too small; 4 when site.toml or a folder
+    cannot be used, 3 for the plan.
     """
     config, plan = load_site(site_file), load_plan(plan_file)
     unit = data_unit(config)
+    plan = resolved(plan)
+    started = time.monotonic()
     with progress_bars() as progress:
         table = check_site(config, plan.image, progress)
+    verdict = site_verdict(config, plan, table, unit=unit, seconds=time.monotonic() - started)
     quarantine = config.state / "quarantine.csv"
     elsewhere, warnings = _elsewhere(config)
     if as_json:
-        steps = [*warnings, *next_steps(table, site=site_file, quarantine=quarantine)]
-        found: dict[str, object] = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine)}
-        found |= {"prepared_elsewhere": elsewhere, "next": steps}
+        steps = [*warnings, *next_steps(table, site=site_file, plan=plan_file, quarantine=quarantine)]
+        found: dict[str, Any] = {"unit": unit, "protects": protects(unit), "quarantine": str(quarantine)}
+        found |= {"prepared_elsewhere": elsewhere, "next": steps, "verdict": verdict.to_dict()}
         results.print_json(data={**table.to_dict(), **found})
     else:
-        results.print(f"This data is protected {protects(unit)}.", highlight=False)
-        view = intake_view(table, site=site_file, quarantine=quarantine, warnings=warnings)
-        results.print(view, highlight=False)
-    if not table.train_images:
-        raise DataError(f"no image to train on among {table.found} in [data].path; the table above says why")
-    check_unit(plan, unit)
+        result(f"This data is protected {protects(unit)}.")
+        results.print(intake_view(table, site=site_file, plan=plan_file, quarantine=quarantine, warnings=warnings))
+        result("Verdict")
+        for name, words in verdict.lines:
+            result(f"  {name:8} {words}")
+        result(verdict.words)
+    if verdict.problems:
+        raise verdict.problems[0]
 
 
 def key(site_file: SiteFile) -> None:
@@ -70,7 +79,7 @@ def key(site_file: SiteFile) -> None:
             if not ledger.is_fresh:
                 raise SiteError(f"{config.key_path} is gone and the ledger is not; restore the key from a backup")
     public = keys.public_hex(keys.load_or_create_key(config.key_path))
-    results.print(f"{config.name}={public}", highlight=False, soft_wrap=True)
+    results.print(f"{config.name}={public}", soft_wrap=True)
 
 
 def _elsewhere(config: SiteConfig) -> tuple[dict[str, int], list[str]]:

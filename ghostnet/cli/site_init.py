@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -15,12 +17,13 @@ from client.config import SiteConfig
 from client.formats import FORMATS
 from client.intake.folder import has_signature
 from client.site_toml import refuse_existing, write_site
-from ghostnet.cli.console import results
+from ghostnet.cli.console import result
 from ghostnet.errors import SiteError
 from ghostnet.plan.keys import keys_of
 from ghostnet.plan.template import explained
 
 _FORMATS = sorted(FORMATS, key=lambda kind: ".png" in FORMATS[kind].suffixes)  # last: masks are PNG too
+MAX_NAME = 32  # characters of a hospital's name
 _MAX_FILES_SEEN = 2000  # files; the kind shows long before
 
 
@@ -41,7 +44,9 @@ def _option(dotted: str) -> Any:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where site.toml goes; images are looked for here.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where site.toml goes; images are looked for here.")
+    ] = Path(),
     name: Annotated[str | None, _option("name")] = None,
     kind: Annotated[str | None, _option("data.kind")] = None,
     path: Annotated[str | None, _option("data.path")] = None,
@@ -106,13 +111,8 @@ def init(
     _ask(answers, folder)
     write_site(target, answers.values)
     shown = os.path.relpath(target)
-    results.print(f"wrote {shown}; every key is explained in it", highlight=False, soft_wrap=True, markup=False)
-    results.print(
-        f"next: ghostnet site check {shown} --plan plan.toml   (a dry run: spends nothing and sends nothing)",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    result(f"wrote {shown}; every key is explained in it")
+    result(f"next: ghostnet site check {shlex.quote(shown)} --plan plan.toml   # a dry run: spends and sends nothing")
 
 
 class _Questions:
@@ -121,12 +121,14 @@ class _Questions:
     def __init__(self, values: dict[str, Any], *, yes: bool) -> None:
         self.values = values
         self._yes = yes
+        self.missing: list[str] = []  # options of what is not given and cannot be proposed
 
     def ask(self, dotted: str, proposed: Any = None) -> Any:
         """The answer to the question about one key; one that was given as an option is not asked."""
         if dotted not in self.values:
             if self._yes and proposed is None:
-                raise SiteError(f"{dotted} is not given, and nothing can be proposed; add {_flag(dotted)}")
+                self.missing.append(_flag(dotted))
+                return None
             self.values[dotted] = proposed if self._yes else _prompt(dotted, proposed)
         return self.values[dotted]
 
@@ -138,9 +140,20 @@ def _prompt(dotted: str, proposed: Any) -> Any:
 
 
 def _ask(answers: _Questions, folder: Path) -> None:
-    answers.ask("name")
+    answers.ask("name", _name_of(folder))
     path, kind = _propose(folder, answers.values.get("data.path"))
     kind = answers.ask("data.kind", kind)
+    if kind is not None:  # else what it needs is not known yet
+        _ask_data(answers, folder, kind, path)
+    for dotted in ("cohort.test_fraction", "deidentify.burned_in"):
+        answers.ask(dotted, _KEYS[dotted].default)
+    answers.ask("policy.max_epsilon")
+    answers.ask("policy.delta")
+    if answers.missing:
+        raise SiteError(f"not given, and nothing can be proposed: add {', '.join(answers.missing)}")
+
+
+def _ask_data(answers: _Questions, folder: Path, kind: str, path: str | None) -> None:
     if kind == "pacs":
         answers.values.pop("data.path", None)
         _ask_pacs(answers)
@@ -151,15 +164,17 @@ def _ask(answers: _Questions, folder: Path) -> None:
     elif kind != "npz":
         table = answers.ask("data.labels", _propose_labels(folder, answers.values.get("data.path")))
         if kind == "images":
-            answers.ask("data.layout", _layout_of(folder / table))
+            answers.ask("data.layout", _layout_of(folder / table) if table else "plain")
     if kind in _KEYS["data.modality"].kinds:
         answers.ask("data.modality")
     beside = (folder / answers.values.get("data.path", "images")).resolve() == folder.resolve()
     answers.ask("state", "../ghostnet-state" if beside else "state")
-    for dotted in ("cohort.test_fraction", "deidentify.burned_in"):
-        answers.ask(dotted, _KEYS[dotted].default)
-    answers.ask("policy.max_epsilon")
-    answers.ask("policy.delta")
+
+
+def _name_of(folder: Path) -> str | None:
+    """The folder's name as a hospital's name, if anything is left of it."""
+    name = re.sub("[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:MAX_NAME].strip("-")
+    return name or None
 
 
 def _ask_pacs(answers: _Questions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from rich.text import Text
 from client.config import SiteConfig, load_site
 from client.intake.unit import data_unit
 from ghostnet.audit.ledger import audit_ledger
+from ghostnet.cli.arguments import AsJson, SiteFile
 from ghostnet.cli.console import results
 from ghostnet.errors import LedgerError
 from ghostnet.evidence import keys
@@ -24,7 +24,7 @@ IN_ORDER, NOT_STARTED, REFUSED = "in order", "not started", "refused"
 
 
 def ledger(
-    site_file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
+    site_file: SiteFile,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Go on from the ledger that is there, or from a new one; needs --reason.")
     ] = False,
@@ -33,7 +33,7 @@ def ledger(
         list[str] | None,
         typer.Option(metavar="HEAD", help="With --adopt: a head that a coordinator has seen (site.log names it)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the ledger's state: entries, head, witness, runs, what is spent, and whether it is in order.
 
@@ -54,7 +54,7 @@ def ledger(
     if as_json:
         results.print_json(data=report)
     else:
-        results.print(_view(report), highlight=False)
+        results.print(_view(report))
     if report["state"] == REFUSED:
         raise LedgerError(
             f"{report['why'][0]}. To go on without: --adopt --reason, if every entry that is there is whole"

@@ -11,6 +11,7 @@ from client.config import SiteConfig, load_site
 from client.intake.approvals import approve, read_approvals, revoke
 from client.review.review import FOLDER, shown_keys, write_review
 from client.secrets import load_or_create_secret
+from ghostnet.cli.arguments import SiteFile
 from ghostnet.cli.console import progress_bars, results
 from ghostnet.errors import SiteError
 from ghostnet.plan import load_plan
@@ -21,7 +22,7 @@ Keys = list[str]
 
 
 def review(
-    site_file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
+    site_file: SiteFile,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="The plan that the images are prepared for; needed to look.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from client.intake.summary import IntakeTable
 from client.quarantine import EXPLAINED, TRANSIENT, Code
 
 _ADVICE = {
-    Code.HELD: "look at the images that wait: ghostnet site review {site}",
+    Code.HELD: "look at the images that wait: ghostnet site review {site} --plan {plan}",
     Code.NO_DECODER: "see which decoder is missing: ghostnet doctor",
     Code.NO_LABEL: "name the images without a label in the label table, or leave them out on purpose",
     Code.NO_MASK: "name a mask for each image in the label table: the plan draws masks",
@@ -24,12 +25,13 @@ _ADVICE = {
 }
 
 
-def intake_view(table: IntakeTable, *, site: Path, quarantine: Path, warnings: Sequence[str] = ()) -> Group:
+def intake_view(table: IntakeTable, *, site: Path, plan: Path, quarantine: Path, warnings: Sequence[str] = ()) -> Group:
     """The table as people read it.
 
     Args:
         table: what intake did. Every count is SENSITIVE: for the hospital's own screen.
         site: the site.toml, for the commands that are proposed.
+        plan: that it was checked against, likewise.
         quarantine: the file that says which image has which code.
         warnings: said before what to do next.
     """
@@ -48,22 +50,23 @@ def intake_view(table: IntakeTable, *, site: Path, quarantine: Path, warnings: S
         parts.append(_rules(table.label_rules))
     if table.quarantined:
         parts.append(_left_out(table.quarantined))
-    steps = [*warnings, *next_steps(table, site=site, quarantine=quarantine)]
+    steps = [*warnings, *next_steps(table, site=site, plan=plan, quarantine=quarantine)]
     return Group(*parts, Text("Next", style="bold"), *(Text(f"- {step}") for step in steps))
 
 
-def next_steps(table: IntakeTable, *, site: Path, quarantine: Path) -> list[str]:
+def next_steps(table: IntakeTable, *, site: Path, plan: Path, quarantine: Path) -> list[str]:
     """Advice after this intake, most urgent first."""
-    return list(_next_steps(table, site, quarantine))
+    return list(_next_steps(table, site, plan, quarantine))
 
 
-def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[str]:
+def _next_steps(table: IntakeTable, site: Path, plan: Path, quarantine: Path) -> Iterator[str]:
+    shown_site, shown_plan = shlex.quote(str(site)), shlex.quote(str(plan))  # lines can be pasted
     codes = {Code(code) for code in table.quarantined}
     if not table.train_images:
         yield "there is no image to train on: see what was left out, and why"
     if table.refused:
         yield f"which file has which code: {quarantine} (holds paths; keep it in the hospital)"
-    yield from (advice.format(site=site) for code, advice in _ADVICE.items() if code in codes)
+    yield from (advice.format(site=shown_site, plan=shown_plan) for code, advice in _ADVICE.items() if code in codes)
     if codes & TRANSIENT - {Code.HELD, Code.EXCLUDED, Code.NO_DECODER}:
         yield "what was left out for memory or time is tried again: run this command again on an idle machine"
     yield from _source_steps(table.source_counts)
@@ -73,7 +76,7 @@ def _next_steps(table: IntakeTable, site: Path, quarantine: Path) -> Iterator[st
             "that person one identifier"
         )
     if table.train_images:
-        yield f"take part when the plan is approved; what has been spent: ghostnet site budget {site}"
+        yield f"take part when the plan is approved; what has been spent: ghostnet site budget {shown_site}"
 
 
 def _source_steps(counts: SourceCounts) -> Iterator[str]:

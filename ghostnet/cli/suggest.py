@@ -10,6 +10,7 @@ import typer
 
 from ghostnet.accounting.suggest import Suggestion
 from ghostnet.accounting.suggest import suggest as propose
+from ghostnet.cli.arguments import AsJson
 from ghostnet.cli.console import results
 from ghostnet.errors import PlanError
 from ghostnet.plan import Plan
@@ -36,7 +37,7 @@ def suggest(
     images_per_patient: Annotated[int, typer.Option(help="At most this many images of a patient are used.")] = 1,
     minutes: Annotated[float, typer.Option(help="Compute for the adversarial steps at a hospital, 2 cores.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Plan file to write; must not exist.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Propose a plan and say what usefulness to expect of it, and why; reads no data.
 
@@ -70,8 +71,8 @@ def suggest(
         lines = value if isinstance(value, list) else [value]
         for i, line in enumerate(lines):
             shown = f"{line:.6g}" if isinstance(line, float) else line
-            results.print(f"{key.replace('_', ' ') if i == 0 else '':26} {shown}", highlight=False, soft_wrap=True)
-    results.print(f"plan: {out}" if out else "add --out plan.toml to have it written", highlight=False)
+            results.print(f"{key.replace('_', ' ') if i == 0 else '':26} {shown}", soft_wrap=True)
+    results.print(f"plan: {out}" if out else "add --out plan.toml to have it written")
 
 
 def plan_text(suggestion: Suggestion, given: str) -> str:

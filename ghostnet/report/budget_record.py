@@ -13,6 +13,7 @@ import jinja2
 from ghostnet.accounting.composition import compose
 from ghostnet.accounting.epsilon import epsilon_pld
 from ghostnet.accounting.events import Event, GaussianRelease, SharedNoiseSteps, coalition_events
+from ghostnet.accounting.strength import epsilon_text
 from ghostnet.audit.ledger import LedgerAudit, RunSpend
 from ghostnet.audit.result import AuditResult
 from ghostnet.durable import refuse_existing, replace_file
@@ -71,7 +72,7 @@ def write_record(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"epsilon": _epsilon, "plain": _plain}
+    environment.filters |= {"epsilon": epsilon_text, "plain": _plain}
     page = environment.from_string(RECORD).render(
         style=STYLE,
         ledger=ledger,
@@ -139,11 +140,6 @@ def _last_adoption(ledger: LedgerAudit) -> dict[str, str] | None:
         return None
     last = ledger.adoptions[-1]
     return {"time": last.time, "reason": last.reason, "missing": "; ".join(MISSING[code] for code in last.missing)}
-
-
-def _epsilon(value: float) -> str:
-    """Rounded up to four places, never down."""
-    return f"{math.ceil(value * 1e4 - 1e-6) / 1e4:.4f}" if math.isfinite(value) else "unbounded"
 
 
 def _plain(value: float) -> str:

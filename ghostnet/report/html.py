@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from ghostnet import __version__
+from ghostnet.accounting.strength import epsilon_text, strength
 from ghostnet.durable import replace_file
 from ghostnet.plan.unit import protects
 from ghostnet.report.plots import interval_chart, round_chart
@@ -23,7 +24,9 @@ from ghostnet.sampler.contact_sheet import png_bytes, strip
 from ghostnet.sampler.pixels import to_uint8
 from ghostnet.sampler.sampler import Sampler
 from ghostnet.utility.task import find_task
+from ghostnet.utility.verdict import utility_verdict
 
+MAX_TILES = 6  # more exact figures than these are a table
 MAX_ODDS = 1e6  # a larger factor guarantees nothing that a reader could picture; it is not printed
 
 
@@ -71,7 +74,7 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"epsilon": _epsilon, "number": _number, "share": _share, "plain": _plain}
+    environment.filters |= {"epsilon": epsilon_text, "number": _number, "share": _share, "plain": _plain}
     plan, privacy = report.get("plan", {}), report.get("privacy", {})
     sites = report.get("sites", [])
     return environment.from_string(PAGE).render(
@@ -82,6 +85,8 @@ def render_page(report: Mapping[str, Any], figures: ReportFigures) -> str:
         run_id=report.get("run_id", ""),
         lead=_lead(report),
         odds=_odds(privacy.get("epsilon")),
+        strength=strength(privacy.get("epsilon")),
+        left_out=(report.get("federation") or {}).get("left_out", ()),
         facts=_plan_facts(plan),
         samples=_sample_rows(figures),
         tasks=[_task_parts(name, figures) for name, figures in report.get("utility", {}).items()],
@@ -124,13 +129,19 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     if model:
         facts.append(("network", f"{model['architecture']}, width {model['generator_width']}"))
     if federation:
-        facts.append(("rounds", f"{federation['rounds']}" + (" + warm start" if warm.get("noise_multiplier") else "")))
+        started = "warm start" if warm.get("noise_multiplier") else ""
+        rounds = f"{federation['rounds']}" if federation["rounds"] or not started else ""
+        facts.append(("rounds", " + ".join(filter(None, (rounds, started)))))
         facts.append(("what is shared", f"the {federation['share']}"))
-    if privacy:
+    if warm.get("noise_multiplier"):
+        facts.append(("noise σ of the warm start", _number(warm["noise_multiplier"])))
+    if privacy and privacy["steps"]:
         facts.append(("steps at a hospital", f"{privacy['steps']:,}"))
-        facts.append(("noise multiplier σ", _number(privacy["noise_multiplier"])))
+        facts.append(("noise σ of a step", _number(privacy["noise_multiplier"])))
         facts.append(("sampling rate q", _number(privacy["sampling_rate"])))
         facts.append(("clip norm C", _number(privacy["clip_norm"])))
+    elif privacy:
+        facts.append(("adversarial steps", "none: the warm start alone"))
     return facts
 
 
@@ -166,19 +177,43 @@ def _task_parts(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         "model_name": task.model_name,
         "figures": figures,
         "shown": shown,
+        "verdict": utility_verdict(figures),
+        "compared": _compared(figures.get("simulation") or {}) if len(shown.simulated) > MAX_TILES else [],
         "chart": _inline(interval_chart(shown.rows)),
     }
+
+
+def _compared(exact: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Rows (figure, trained on synthetic, trained on real), where there are too many for tiles."""
+    rows: dict[str, dict[str, Any]] = {}
+    for key, value in exact.items():
+        kind = next((kind for kind in ("exact", "real") if f"_{kind}" in key), "exact")
+        rows.setdefault(key.replace(f"_{kind}", "", 1).replace("_", " "), {})[kind] = value
+    return [(name, found.get("exact"), found.get("real")) for name, found in rows.items()]
 
 
 def _timing_parts(timing: Mapping[str, Any]) -> dict[str, Any]:
     rounds = [{**entry, "overhead": _overhead([entry])} for entry in timing.get("rounds", ())]
     if not rounds:
         return {"rounds": [], "timing_chart": "", "timing_sentence": ""}
-    total = timing.get("total_s")
-    sentence = f"Overhead over all rounds: {_overhead(rounds)} of the wall time beyond the slowest hospital’s own work."
-    if total is not None:
-        sentence = f"The whole run took {_duration(total)}. " + sentence
+    sentence = _time_in_words(timing, rounds)
     return {"rounds": rounds, "timing_chart": _inline(round_chart(rounds)), "timing_sentence": sentence}
+
+
+def _time_in_words(timing: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
+    """All time that passed in the run, by whose it was."""
+    work = sum(float(entry["slowest_client_s"]) for entry in rounds)
+    total = timing.get("total_s")
+    if total is None:
+        return f"Overhead: {_overhead(rounds)} of the rounds’ time is beyond the slowest hospital’s own work."
+    server = {entry["work"]: float(entry["wall_s"]) for entry in timing.get("server", ())}
+    rest = max(0.0, float(total) - work - sum(server.values()))
+    own = "".join(f", the coordinator {_duration(seconds)} ({words})" for words, seconds in server.items())
+    share = rest / float(total) if total else 0.0
+    return (
+        f"The whole run took {_duration(total)}, reading of images before it not counted: the slowest hospitals "
+        f"{_duration(work)}{own}, messages and waiting {_duration(rest)} ({share:.1%})."
+    )
 
 
 def _overhead(rounds: Sequence[Mapping[str, Any]]) -> str:
@@ -194,13 +229,6 @@ def _duration(seconds: float) -> str:
 
 def _inline(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _epsilon(value: Any) -> str:
-    """Rounded up, never down: a printed epsilon must hold."""
-    if not isinstance(value, int | float):
-        return "unbounded"
-    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}"
 
 
 def _number(value: Any) -> str:

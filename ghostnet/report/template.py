@@ -35,6 +35,9 @@ section > h2 + .note { margin-top: 2px; }
 .big span { font-size: 13.5px; color: var(--soft); display: block; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 14px 30px; }
 .figures div:not(:first-child) b { color: var(--soft); }
+.verdict { font-size: 18px; font-weight: 600; }
+.simulated { border: 1.5px dashed var(--faint); border-radius: 8px; padding: 6px 12px; background: var(--ground); }
+.figures .simulated b { font-size: 24px; font-weight: 500; color: var(--faint); }
 .limits { background: var(--warm-wash); border-left: 4px solid var(--warm); border-radius: 8px; padding: 12px 18px;
   margin: 20px 0 4px; }
 .limits h3 { margin: 0 0 4px; color: var(--warm); } .limits ul { margin: 4px 0; padding-left: 20px; } .limits li {
@@ -84,7 +87,7 @@ PAGE = """<!doctype html>
 <section class="guarantee" id="guarantee">
   <h2>What each {{ privacy.unit }} is guaranteed</h2>
   <div class="big">
-    <div><b>{{ privacy.epsilon | epsilon }}</b><span>epsilon (ε), smaller is stronger</span></div>
+    <div><b>{{ privacy.epsilon | epsilon }}</b><span>epsilon (ε): {{ strength }}, smaller is stronger</span></div>
     <div><b>{{ privacy.delta | number }}</b><span>delta (δ)</span></div>
     <div><b>{{ privacy.unit }}</b><span>{{ protects }}</span></div>
   </div>
@@ -146,11 +149,13 @@ PAGE = """<!doctype html>
   {% if tasks | length > 1 %}<h3>{{ task.name | capitalize }}</h3>{% endif %}
   <p class="note">A {{ task.model_name }} was trained on synthetic images alone and tested on real patients inside the hospitals
   (train on synthetic, test on real). The hospitals released noisy counts only, charged to the same budget.</p>
+  <p class="verdict">{{ task.name | capitalize }}: {{ task.verdict }}.</p>
   <div class="big figures">
     <div><b>{{ found.value | share }}</b><span>{{ task.shown.metric }}<br>95 % interval {{
       found.interval[0] | share }} to {{ found.interval[1] | share }}</span></div>
     <div><b>{{ found.chance | share }}</b><span>chance</span></div>
-    {% for name, value in task.shown.simulated %}<div><b>{{ value | share }}</b><span>{{ name }}</span></div>{% endfor %}
+    {% if not task.compared %}{% for name, value in task.shown.simulated %}
+    <div class="simulated"><b>{{ value | share }}</b><span>simulation only: {{ name }}</span></div>{% endfor %}{% endif %}
   </div>
   {% if found.informative is defined and not found.informative %}
   <div class="limits"><h3>Too few test patients for the noise</h3><p class="note">At least one class had fewer test
@@ -160,6 +165,12 @@ PAGE = """<!doctype html>
   <p class="bar-key">Dot: estimate. Band: 95 % interval, noise included.<i></i>chance</p>
   <p class="note">Released: {{ found.released }}.{% if found.method %} Method: {{
     found.method }}.{% endif %}</p>
+  {% if task.compared %}<div class="scroll simulated"><table>
+    <tr><th>Simulation only, exact</th><th class="num">Trained on synthetic</th><th class="num">Trained on real</th></tr>
+    {% for name, synthetic, real in task.compared %}
+    <tr><td>{{ name }}</td><td class="num">{{ synthetic | share }}</td><td class="num">{{ real | share }}</td></tr>
+    {% endfor %}
+  </table></div>{% endif %}
   {% if task.shown.simulated %}<p class="note">The exact figures exist because this run was a simulation on data that its
     operator already holds.
   A real hospital does not release them.{% if found.simulation_again %} They were measured again after the run;
@@ -195,6 +206,9 @@ PAGE = """<!doctype html>
 {% if sites %}
 <section id="hospitals">
   <h2>Hospitals</h2>
+  {% if left_out %}
+  <div class="limits"><h3>Left out</h3><ul>{% for line in left_out %}<li>{{ line }}</li>{% endfor %}</ul></div>
+  {% endif %}
   <div class="scroll"><table>
     <tr>{% for name in site_columns %}<th>{{ name | replace("_", " ") | capitalize }}</th>{% endfor %}</tr>
     {% for site in sites %}<tr>{% for name in site_columns %}<td>{{ site[name] | plain }}</td>{% endfor %}</tr>{%

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
+from ghostnet.accounting.strength import epsilon_text, strength
 from ghostnet.evidence.statement import not_covered
 from ghostnet.plan import Plan
 from ghostnet.plan.unit import unit_line
 
 _CARD = """\
+---
+pretty_name: {quoted}
+library_name: ghostnet
+pipeline_tag: unconditional-image-generation
+tags: [synthetic, medical-images, differential-privacy, federated-learning]
+license: other
+---
+
 # {name}
 
 A generator of SYNTHETIC images, trained by several hospitals together with GhostNet. No image left a hospital.
@@ -27,7 +38,7 @@ or `ghostnet sample FOLDER -n 100 --format png -o samples`.
 
 ## Privacy
 
-The plan's budget is epsilon {epsilon:g} at delta {delta:g} at one hospital, {unit}.
+The plan's budget is epsilon {epsilon} at delta {delta:g} at one hospital, {unit}: {strength}.
 What was really spent, by which mechanisms, and each hospital's signature are in `certificate.json`; check it offline
 with `ghostnet verify FOLDER`.
 
@@ -37,8 +48,8 @@ Not covered:
 
 ## Limits
 
-The images show what the budget lets through: rare findings and fine detail may be missing or wrong. Judge any use by
-testing on real images; the run's report does so for {tasks}.
+The images show what the budget lets through: rare findings and fine detail may be missing or wrong. {trained}
+Judge any use by testing on real images; the run's report does so for {tasks}, with a verdict in words.
 """
 
 
@@ -65,11 +76,22 @@ def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) 
         rows=table,
         label=_cell(image.labels[0]),
         tasks=" and ".join(plan.utility.tasks),
-        epsilon=plan.privacy.epsilon,
+        epsilon=epsilon_text(plan.privacy.epsilon),
+        strength=strength(plan.privacy.epsilon),
+        quoted=json.dumps(_cell(plan.name)),
+        trained=_trained(plan),
         delta=plan.privacy.delta,
         unit=unit_line(plan.privacy.unit),
         not_covered="\n".join(f"- {line}" for line in not_covered(plan)),
     )
+
+
+def _trained(plan: Plan) -> str:
+    """What the images come from, and how coarse it was."""
+    warm, steps = plan.warm_start, plan.privacy.steps
+    parts = [f"one noised sum of images of {warm.feature_size} pixels a side"] if warm.noise_multiplier else []
+    parts += [f"{steps} noised discriminator steps"] if steps else []
+    return f"They come from {' and '.join(parts)} at each hospital." if parts else ""
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,6 @@ wire format, so nothing is shared but what would be sent. A worker that dies is 
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import queue
 import signal
@@ -27,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ghostnet.exchange import protocol
 from ghostnet.progress import Progress, silent
+from ghostnet.simulation.engine import quiet_flower
 
 FIRST_NODE = 2  # Flower's SuperLink is node 1
 RUN = 1
@@ -178,7 +178,7 @@ class EmbeddedGrid(Grid):
 
 def run_embedded(server_app: ServerApp, grid: EmbeddedGrid) -> None:
     """Runs a ServerApp on an embedded grid, in this process."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    quiet_flower()
     context = Context(run_id=RUN, node_id=1, node_config={}, state=RecordDict(), run_config={})
     server_app(grid, context)
 
@@ -186,12 +186,16 @@ def run_embedded(server_app: ServerApp, grid: EmbeddedGrid) -> None:
 def _serve(connection: Connection, sites: dict[int, Path], threads: int) -> None:
     """A worker's main: plays its hospitals until the pipe closes."""
     from client.app import build_app
+    from client.config import load_site
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
 
     torch.set_num_threads(threads)
 
+    names = {node_id: load_site(site).name for node_id, site in sites.items()}
+
     def tell(phase: str, done: int, total: int) -> None:
+        phase = f"{names[TaskIdentity.node_id]}: {phase}"
         connection.send_bytes(_PROGRESS + json.dumps([phase, done, total]).encode())
 
     app = build_app(progress=tell, keep_ledger_open=True)  # a hospital lives in one worker for the whole run

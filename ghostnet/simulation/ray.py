@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from ghostnet.errors import not_installed
+from ghostnet.simulation.engine import quiet_flower
 
 
 def run_on_ray(server_app: ServerApp, sites: Sequence[Path]) -> None:
@@ -25,7 +25,7 @@ def run_on_ray(server_app: ServerApp, sites: Sequence[Path]) -> None:
 
     from client.app import build_app
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    quiet_flower()
     absolute = [site.absolute() for site in sites]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the CLI that replaces it leaves a SuperLink running

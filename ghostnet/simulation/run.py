@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -19,18 +18,12 @@ from client.site import Site
 from ghostnet.errors import SiteError
 from ghostnet.plan import Plan
 from ghostnet.plan.unit import protects
-from ghostnet.progress import Progress
+from ghostnet.progress import Progress, named
 from ghostnet.simulation import embedded, reference
+from ghostnet.simulation.engine import Engine as Engine
 from ghostnet.simulation.partition import write_sites
 from ghostnet.training.device import AUTO, find_device
 from server.app import build_app as build_server_app
-
-
-class Engine(StrEnum):
-    """The engine that carries the messages."""
-
-    EMBEDDED = "embedded"
-    RAY = "ray"
 
 
 def run(
@@ -74,7 +67,7 @@ def run(
         _check_number(configs, plan)
         for config in configs:
             check_plan(plan, config.policy)
-            Site(config, progress=progress).prepare(plan.image)
+            Site(config, progress=named(config.name, progress)).prepare(plan.image)
         out.mkdir(parents=True, exist_ok=True)
         names = ",".join(config.name for config in configs)  # paths may hold commas
         run_config: dict[str, str | bool] = {

@@ -212,7 +212,8 @@ def figures(
     recall = {
         name: interval(lambda c, i=i: table.recall(c)[:, i]) if enough[i] else _UNKNOWN for i, name in enumerate(names)
     }
-    majority = float(np.clip(totals.max() / max(totals.sum(), 1.0), 1 / classes, 1))
+    # The largest class's share, which always guessing it would reach; totals that are mostly noise do not tell it.
+    majority = float(np.clip(totals.max() / max(totals.sum(), 1.0), 1 / classes, 1)) if enough.all() else 1 / classes
     return {
         "metric": metric,
         **headline,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostnet.accounting.plan_cost import resolve
-from ghostnet.cli.plan import plan_cost
+from ghostnet.cli.plan_view import plan_cost
 from ghostnet.errors import PlanError
 from ghostnet.plan import Plan, plan_from_dict
 from ghostnet.plan.federation import HospitalWeight

@@ -17,7 +17,7 @@ from client.site import Site
 from ghostnet.accounting.plan_cost import claim, resolve
 from ghostnet.audit.ledger import audit_ledger
 from ghostnet.certificate.certificate import verify_sampler
-from ghostnet.cli.plan import plan_cost
+from ghostnet.cli.plan_view import plan_cost
 from ghostnet.cli.site_budget import budget
 from ghostnet.errors import BudgetError, LedgerError, PolicyError, VerifyError
 from ghostnet.evidence import keys

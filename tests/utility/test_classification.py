@@ -257,6 +257,12 @@ def test_chance_of_accuracy_is_the_share_of_the_largest_class() -> None:
     assert found["chance"] == pytest.approx(0.8)
 
 
+def test_totals_that_are_mostly_noise_are_no_chance_line() -> None:
+    found = figures(torch.tensor([9.0, 1, 1, 0, 2, 0, 0, 0, 1]), 3, 4, 5.0)
+    assert not found["informative"]
+    assert found["chance"] == pytest.approx(1 / 3, abs=1e-4)
+
+
 def test_hospitals_counts_add_up_to_the_pooled_figure() -> None:
     north, south = scored([-2, 2, 0.5], [0, 1, 1]), scored([-0.5, 0.5, 2], [0, 0, 1])
     pooled = scored([-2, 2, 0.5, -0.5, 0.5, 2], [0, 1, 1, 0, 0, 1])
