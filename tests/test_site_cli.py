@@ -27,6 +27,7 @@ from ghostnet.cli.site_init import kind_of
 from ghostnet.cli.site_table import intake_view, next_steps
 from ghostnet.cli.site_verdict import site_verdict
 from ghostnet.errors import SiteError
+from ghostnet.evidence import keys
 from ghostnet.evidence.ledger import Ledger
 from ghostnet.plan import load_plan
 from ghostnet.plan.keys import keys_of
@@ -334,6 +335,30 @@ def test_check_refuses_what_the_budget_no_longer_carries(checked: tuple[Path, Si
     assert [problem.exit_code for problem in over.problems] == [7]
     assert over.words.startswith("NOT READY: B01")
     assert config.policy.max_epsilon == 8.0
+
+
+def test_the_budget_is_one_line_a_run_and_says_so_before_the_first(
+    checked: tuple[Path, SiteConfig], tmp_path: Path
+) -> None:
+    folder, _ = checked
+    text = (folder / "site.toml").read_text()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    (tmp_path / "site.toml").write_text(text)
+    config, plan = load_site(tmp_path / "site.toml"), load_plan(folder / "plan.toml")
+    asked = ["budget", str(tmp_path / "site.toml")]
+    before = CliRunner().invoke(app, asked)
+    assert (before.exit_code, "no run yet; epsilon 0 of 8 spent, 8 left" in before.stdout) == (0, True), before.output
+    assert json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["left"] == 8.0
+    assert not config.ledger_path.exists()
+    config.state.mkdir(exist_ok=True)
+    with Ledger.open(config.ledger_path, site="north", unit="patient", witness=config.witness_path) as ledger:
+        keys.load_or_create_key(config.key_path)
+        ledger.reserve(run_id="a" * 32, plan_hash=plan.hash(), events=plan_events(plan), epsilon=8.0, delta=1e-5)
+    after = CliRunner().invoke(app, asked)
+    assert after.exit_code == 0, after.output
+    assert "aaaaaaaa" in after.stdout
+    assert "{" not in after.stdout  # no row of Python's own notation
 
 
 def test_a_line_of_advice_can_be_pasted_whatever_the_folder_is_called() -> None:

@@ -12,7 +12,7 @@ from ghostnet.audit.ledger import audit_ledger
 from ghostnet.cli.arguments import AsJson
 from ghostnet.cli.console import progress_bars, results
 from ghostnet.cli.lazy import LazyGroup, new_app
-from ghostnet.cli.nested import print_nested
+from ghostnet.cli.ledger_view import ledger_view
 from ghostnet.errors import AuditError
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def ledger(
 
     Exit code 8 when an entry is damaged, missing or forked; the message names the first.
     """
-    print_nested(audit_ledger(file).to_dict(), as_json=as_json)
+    audit = audit_ledger(file)
+    if as_json:
+        results.print_json(data=audit.to_dict())
+    else:
+        results.print(ledger_view(audit, limit=None))
 
 
 def mechanism(

@@ -12,9 +12,9 @@ import client
 from client.config import SiteConfig, load_site
 from ghostnet.audit.ledger import LedgerAudit, audit_ledger
 from ghostnet.cli.arguments import AsJson, SiteFile
-from ghostnet.cli.console import errors
-from ghostnet.cli.nested import print_nested
-from ghostnet.cli.site_ledger import IN_ORDER, ledger_report
+from ghostnet.cli.console import errors, result, results
+from ghostnet.cli.ledger_view import ledger_view
+from ghostnet.cli.site_ledger import IN_ORDER, NOT_STARTED, ledger_report
 from ghostnet.errors import LedgerError
 
 
@@ -48,10 +48,22 @@ def budget(
     if record is None and (delta_reason or audit_file):
         raise typer.BadParameter("--delta-reason and --audit go with --record")
     config = load_site(site_file)
+    limit = config.policy.max_epsilon
+    if record is None and ledger_report(config)["state"] == NOT_STARTED:
+        if as_json:
+            results.print_json(
+                data={"site": config.name, "runs": [], "epsilon_pld": 0.0, "left": limit, "limit": limit}
+            )
+        else:
+            result(f"{config.name}: no run yet; epsilon 0 of {limit:g} spent, {limit:g} left")
+        return
     report = audit_ledger(config.ledger_path)
     if record is not None:
         _write(config, report, record, delta_reason, audit_file)
-    print_nested({**report.to_dict(), "limit": config.policy.max_epsilon}, as_json=as_json)
+    if as_json:
+        results.print_json(data={**report.to_dict(), "limit": limit})
+    else:
+        results.print(ledger_view(report, limit=limit))
 
 
 def _write(config: SiteConfig, report: LedgerAudit, path: Path, delta_reason: str, audit_file: Path | None) -> None:
