@@ -11,13 +11,13 @@ arXiv 2303.00654, section 5.2."""
 EPSILON_PLACES = 4  # those that the accountants round up to
 
 
-def epsilon_text(value: float | None) -> str:
-    """An epsilon rounded up, never down, as it is written everywhere.
+def epsilon_text(value: object) -> str:
+    """An epsilon rounded up, never down, as it is written everywhere; what is no number guarantees nothing.
 
     >>> epsilon_text(9.99841)
     '9.9985'
     """
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, int | float) or not math.isfinite(value):  # a report may lack it
         return "unbounded"
     scale = 10**EPSILON_PLACES
     return f"{math.ceil(value * scale - 1e-6) / scale:.{EPSILON_PLACES}f}"
