@@ -69,7 +69,7 @@ EXPLAINED: dict[Code, str] = {
     Code.NOT_HOUNSFIELD: "CT whose values are no Hounsfield units: scaled already, or a mask",
     Code.FLAT: "every pixel has the same value, or none is valid",
     Code.BURNED_IN_TEXT: "text in the pixels that could not be blanked, or that [deidentify].burned_in refuses",
-    Code.HELD: "of a modality that usually carries text: a person must look first (`ghostnet site review`)",
+    Code.HELD: "usually carries text, or over a quarter of it was blanked: a person must look (`ghostnet site review`)",
     Code.IDENTIFIER: "a text of its header was found in what would have been kept of it",
     Code.EXCLUDED: "its patient is on the list of patients to leave out",
     Code.BAD_MASK: "the mask is missing, not of the image's own size and frames, or has a region that the plan has not",

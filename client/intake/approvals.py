@@ -26,7 +26,7 @@ from ghostnet.durable import write_unsynced
 from ghostnet.errors import SiteError
 
 FILE = "approved.csv"
-_BLANKING = ("burned_in.py", "text_detector.py", "text_blocks.py", "regions.py")
+_BLANKING = ("burned_in.py", "text_detector.py", "text_blocks.py", "text_strokes.py", "regions.py")
 _HEADER = ["key", "date"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 

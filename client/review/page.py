@@ -171,7 +171,8 @@ _PAGE = """<!doctype html>
 {% if name == "index.html" %}
 <h2>What to do</h2>
 <p>Ultrasound, screen captures and similar images often carry a name, a date or a hospital in the picture itself. They
-are not used (code <code>HELD</code>) until somebody of your hospital has looked at each of them here.</p>
+are not used (code <code>HELD</code>) until somebody of your hospital has looked at each of them here. Nor is an image
+of which more than a quarter was blanked as text: look whether what is left still shows the patient's body.</p>
 <ol>
   <li>Look at the picture on the <b>right</b>. Can you still read anything about the patient, the staff, the time or the
     place? A few letters of a name are enough to say no.</li>

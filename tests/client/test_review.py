@@ -187,3 +187,20 @@ def test_the_command_shows_notes_and_refuses_keys_that_were_not_shown(hospital: 
     assert set(read_approvals(hospital.state)) == set(keys)
     assert run(app, ["review", site, "--revoke", keys[1]]).exit_code == 0
     assert list(read_approvals(hospital.state)) == [keys[0]]
+
+
+def test_an_image_that_loses_more_than_a_quarter_to_text_waits_for_a_person(tmp_path: Path) -> None:
+    for name, lines in (("page", 3), ("line", 1)):
+        pixels = picture(7, shape=(256, 320)) // 4 + np.arange(256, dtype=np.uint16)[:, None]  # no row saturated
+        canvas = np.zeros(pixels.shape, np.uint8)
+        for row in range(lines):
+            cv2.putText(canvas, "DOE JANE 19610412", (8, 24 + 28 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
+        pixels[canvas > 128] = 0
+        save(dicom(pixels, patient=name), tmp_path / "images" / f"{name}.dcm")
+    write_labels(tmp_path, {"page.dcm": "lesion", "line.dcm": "normal"})
+    config = write_site(tmp_path, deidentify='burned_in = "blank"')
+    table = check_site(config, image_spec())
+    assert (table.quarantined, table.taken, table.blanked_images) == ({"HELD": 1}, 1, 1)
+    write_review(config, image_spec(), (config.state / "secret.key").read_bytes(), workers=1)
+    assert approve(config.state, shown_keys(config.state / "review")) == 1
+    assert check_site(config, image_spec()).taken == 2

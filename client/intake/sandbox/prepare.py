@@ -21,6 +21,8 @@ from ghostnet.errors import DataError
 
 Mask = NDArray[np.int32]
 
+MAX_BLANKED = 0.25  # of an image's pixels; one that loses more to text is shown to a person first
+
 
 def prepare_file(task: Task, settings: Settings, limits: Limits, *, decoded: Callable[[], None]) -> Prepared:
     """Decodes and prepares one file.
@@ -47,7 +49,10 @@ def prepare_file(task: Task, settings: Settings, limits: Limits, *, decoded: Cal
     wanted = settings.image.mask_channels
     masks = [_mask(task, source, index, limits, wanted) if wanted else None for index in range(len(source.frames))]
     decoded()
-    done = [_prepare_frame(source, frame, mask, settings) for frame, mask in zip(source.frames, masks, strict=True)]
+    done = [
+        _prepare_frame(source, frame, mask, settings, approved=task.approved)
+        for frame, mask in zip(source.frames, masks, strict=True)
+    ]
     return Prepared(
         planes=np.stack([planes for planes, _, _ in done]),
         record=source.record,
@@ -104,10 +109,10 @@ def _mask(task: Task, source: Source, index: int, limits: Limits, channels: int)
 
 
 def _prepare_frame(
-    source: Source, frame: Frame, mask: Mask | None, settings: Settings
+    source: Source, frame: Frame, mask: Mask | None, settings: Settings, *, approved: bool
 ) -> tuple[NDArray[np.float32], int, NDArray[np.uint8] | None]:
     """(planes,size,size) of one frame, its boxes of text, and (2,side,side) before and after if they are wanted."""
-    pixels, blanked = _without_text(source, frame, settings)
+    pixels, blanked = _without_text(source, frame, settings, approved=approved)
     image = settings.image
     try:
         planes = [preprocess(pixels, valid=frame.valid, image=image, window=frame.window, spacing=frame.spacing)]
@@ -140,7 +145,9 @@ def _trusted(settings: Settings) -> tuple[str, ...]:
     return settings.trusted_modalities if settings.burned_in == "trust" else ()
 
 
-def _without_text(source: Source, frame: Frame, settings: Settings) -> tuple[NDArray[np.float32], int]:
+def _without_text(
+    source: Source, frame: Frame, settings: Settings, *, approved: bool
+) -> tuple[NDArray[np.float32], int]:
     """Pixels with the screen around the image and burned-in text blanked, and the number of boxes of text."""
     pixels = blank_outside(frame.pixels, source.text_regions)
     if source.record.modality in _trusted(settings):
@@ -152,4 +159,6 @@ def _without_text(source: Source, frame: Frame, settings: Settings) -> tuple[NDA
     blanked = blank_text(pixels)
     if not blanked.clean:
         raise Refused(Code.BURNED_IN_TEXT)
+    if blanked.share > MAX_BLANKED and not approved:
+        raise Refused(Code.HELD)
     return blanked.pixels, len(blanked.boxes)
