@@ -214,11 +214,13 @@ def test_a_file_and_a_line_make_a_task_that_hospitals_count_and_the_report_shows
     assert {"train the report's classifier", "train the report's brightness meter"} <= {
         entry["work"] for entry in report["timing"]["server"]
     }
-    assert "added: train on synthetic, test on real: share of bright images" in " ".join(done.stdout.split())
+    told = " ".join(done.stdout.split())
+    assert "train on synthetic, test on real: share of bright images" in told
+    assert "added: " in told
     page = (house / "run/report.html").read_text()
     assert "A brightness meter was trained on synthetic images alone" in page
     assert "A classifier was trained on synthetic images alone" in page
-    assert "the run's report does so for classification and added." in (house / "run/sampler/README.md").read_text()
+    assert "the run's report does so for classification and added, with a verdict" in (house / "run/sampler/README.md").read_text()
     certificate = json.loads((house / "run/sampler/certificate.json").read_text())
     for statement in certificate["statements"]:
         assert [event["name"] for event in statement["events"]].count("added counts") == 1
