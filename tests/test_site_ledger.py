@@ -237,7 +237,8 @@ def test_files_are_known_by_their_content_and_forgotten_with_their_patient(tmp_p
     shutil.copy(first / "labels.csv", second)
     other = write_dicom_site(second, deidentify=trust)
     plan_file = tmp_path / "plan.toml"
-    plan_file.write_text(tiny_plan_text(labels='labels = ["normal", "lesion"]'))
+    text = tiny_plan_text(labels='labels = ["normal", "lesion"]', epsilon="epsilon = 8.0")
+    plan_file.write_text(text.replace("noise_multiplier = 0.6", "noise_multiplier = 1.5"))
     for source in (config.source, other.source):
         found = check(source, plan_file)
     assert found["prepared_elsewhere"] == {str(config.state): 6}
