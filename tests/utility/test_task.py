@@ -220,7 +220,8 @@ def test_a_file_and_a_line_make_a_task_that_hospitals_count_and_the_report_shows
     page = (house / "run/report.html").read_text()
     assert "A brightness meter was trained on synthetic images alone" in page
     assert "A classifier was trained on synthetic images alone" in page
-    assert "the run's report does so for classification and added, with a verdict" in (house / "run/sampler/README.md").read_text()
+    card = (house / "run/sampler/README.md").read_text()
+    assert "the run's report does so for classification and added, with a verdict" in card
     certificate = json.loads((house / "run/sampler/certificate.json").read_text())
     for statement in certificate["statements"]:
         assert [event["name"] for event in statement["events"]].count("added counts") == 1
