@@ -134,20 +134,19 @@ def coordinate(
         load_arrays(generator, split_pair(checkpoint.weights)[0])
     elif plan.warm_start.noise_multiplier > 0:
         sums = _warm_start(conversation, plan)
-        released_mean = warm_start.released_mean(
-            sums, plan.embedding, plan.warm_start, patients=plan.federation.patients
-        )
+        warm, patients = plan.warm_start, plan.federation.patients
+        released_mean = warm_start.released_mean(sums, plan.embedding, warm, patients=patients)
         with checkpoint.timed("fit the warm start"):
             if public is not None:
-                fit_public(
-                    generator, public, plan.embedding, plan.warm_start, latent=plan.model.latent, progress=progress
-                )
+                fit_public(generator, public, plan.embedding, warm, latent=plan.model.latent, progress=progress)
+            noise_std = warm_start.release_noise_std(warm, hospitals=len(sums), patients=patients)
             warm_start.fit_generator(
                 generator,
                 torch.from_numpy(released_mean),
                 plan.embedding,
-                plan.warm_start,
+                warm,
                 latent=plan.model.latent,
+                noise_std=0.0 if warm.shrink_classes else noise_std,
                 progress=progress,
             )
         checkpoint.save(TRANSCRIPT, transcript.warm_start_record(sums))

@@ -71,7 +71,9 @@ def fakes_penalty(
     return [g * (norm_bound / norm).clamp(max=1.0) for g in gradients]
 
 
-def class_distance(vectors: torch.Tensor, labels: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+def class_distance(
+    vectors: torch.Tensor, labels: torch.Tensor, means: torch.Tensor, floors: torch.Tensor | None = None
+) -> torch.Tensor:
     """Squared distance of fakes' class means to released ones, averaged over the classes drawn.
 
     An unbiased estimate: the distance that a finite batch has from its own expectation is taken out, so that a
@@ -81,6 +83,8 @@ def class_distance(vectors: torch.Tensor, labels: torch.Tensor, means: torch.Ten
         vectors: float (b, d), features of fakes.
         labels: int64 (b,).
         means: (labels, d), released.
+        floors: (labels,) distance that the release's noise alone explains. A class counts with what it has above its
+            floor: to come closer is to draw the noise (Morozov's discrepancy principle, 1966). None: all of it counts.
 
     Returns:
         Scalar.
@@ -92,6 +96,8 @@ def class_distance(vectors: torch.Tensor, labels: torch.Tensor, means: torch.Ten
     cross = (sums * means).sum(1) / counts.clamp(min=1)
     enough = counts > 1  # (labels,) a single fake has no pair
     distance = square - 2 * cross + means.square().sum(1)
+    if floors is not None:
+        distance = (distance - floors).clamp(min=0)
     return (distance * enough).sum() / enough.sum().clamp(min=1)
 
 

@@ -157,9 +157,26 @@ def released_mean(
         total += value
     mean = (total / (patients * len(sums))).astype(np.float32)
     if warm.shrink_classes:
-        noise_std = warm.noise_multiplier / (math.sqrt(len(sums)) * patients)
+        noise_std = release_noise_std(warm, hospitals=len(sums), patients=patients)
         return shrink_classes(torch.from_numpy(mean), embedding, noise_std=noise_std).numpy()
     return mean
+
+
+def release_noise_std(warm: WarmStartSpec, *, hospitals: int, patients: int) -> float:
+    """Standard deviation of the noise of one number of `released_mean` over that many hospitals. All of it is public."""
+    return warm.noise_multiplier / (math.sqrt(hospitals) * patients)
+
+
+def noise_floors(released_mean: torch.Tensor, embedding: Embedding, *, noise_std: float) -> torch.Tensor:
+    """Squared distance of each class's released mean from the true one, as the noise makes it: (labels,) float.
+
+    Args:
+        released_mean: see `class_means`.
+        embedding: of the release.
+        noise_std: of one of its numbers (`release_noise_std`).
+    """
+    mass = class_masses(released_mean.reshape(embedding.labels, -1))  # (labels,)
+    return (embedding.width - 1) * (noise_std / mass).square()
 
 
 def shrink_classes(released_mean: torch.Tensor, embedding: Embedding, *, noise_std: float) -> torch.Tensor:
@@ -214,7 +231,11 @@ def released_prior(released_mean: torch.Tensor, embedding: Embedding) -> tuple[f
 
 
 def embedding_loss(
-    images: torch.Tensor, labels: torch.Tensor, released_mean: torch.Tensor, embedding: Embedding
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    released_mean: torch.Tensor,
+    embedding: Embedding,
+    floors: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Feature matching to the release: squared distance of class means, unbiased (`losses.class_distance`).
 
@@ -223,12 +244,13 @@ def embedding_loss(
         labels: int64 (b,).
         released_mean: see `class_means`.
         embedding: of the release.
+        floors: (labels,) below which a class is not drawn closer (`noise_floors`); None for none.
 
     Returns:
         Scalar. Reads only public and released values.
     """
     vectors = embed_images(images, embedding)[:, :-1]  # (b, width - 1)
-    return class_distance(vectors, labels, class_means(released_mean, embedding).means.to(vectors))
+    return class_distance(vectors, labels, class_means(released_mean, embedding).means.to(vectors), floors)
 
 
 def high_frequency_residual(images: torch.Tensor, feature_size: int) -> torch.Tensor:
@@ -251,11 +273,14 @@ def fit_generator(
     warm: WarmStartSpec,
     *,
     latent: int,
+    noise_std: float = 0.0,
     progress: Progress = silent,
 ) -> None:
     """Fits the generator, in place, to the release: Adam, learning rate falling to 0 along a cosine.
 
-    Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one.
+    Every label is drawn equally often, whatever its share: a rare class is matched as closely as a frequent one. Where
+    the release is noised, no class is drawn closer to it than the noise has moved it (`noise_floors`): what is closer
+    is noise, and shows as grain over every image.
 
     Args:
         generator: changed in place, left in training mode; its device is the one that is computed on.
@@ -263,10 +288,13 @@ def fit_generator(
         embedding: of the release; its seed is that of the noise too.
         warm: steps, batch, learning rate and the weight of detail.
         latent: length of the generator's noise vector.
+        noise_std: of one number of the release (`release_noise_std`); 0 where it holds no noise, or where classes were
+            shrunk, which takes noise out that nobody counted.
         progress: told ("warm start", steps done, steps).
     """
     public = torch.Generator().manual_seed(embedding.seed)
     device = next(generator.parameters()).device
+    floors = noise_floors(released_mean.to(device), embedding, noise_std=noise_std) if noise_std > 0 else None
     labels = (torch.arange(warm.batch) % embedding.labels).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), warm.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, warm.steps)
@@ -274,7 +302,7 @@ def fit_generator(
     for step in range(warm.steps):
         z = torch.randn(warm.batch, latent, generator=public).to(device)
         images = generator(z, labels)  # (b, planes, h, w)
-        loss = embedding_loss(images, labels, released_mean, embedding)
+        loss = embedding_loss(images, labels, released_mean, embedding, floors)
         loss = loss + warm.detail_weight * high_frequency_residual(images, embedding.feature_size)
         optimizer.zero_grad()
         loss.backward()

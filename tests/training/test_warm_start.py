@@ -183,6 +183,42 @@ def test_fitted_generator_draws_the_planted_classes_from_a_noisy_unbalanced_rele
     assert contrast[labels == 1].max() < -0.4
 
 
+def test_a_floor_is_how_far_the_noise_moves_a_release():
+    truth = vectors_of(cohort([100, 300]), PLAN).sum(0)
+    clean = warm_start.class_means(truth, PLAN.embedding).means
+    generator, moved = torch.Generator().manual_seed(2), []
+    for _ in range(200):
+        noised = truth + 0.5 * torch.randn(truth.shape, generator=generator)
+        # Masses without noise: the floor is about the features.
+        noised.reshape(2, -1)[:, -1] = truth.reshape(2, -1)[:, -1]
+        moved.append((warm_start.class_means(noised, PLAN.embedding).means - clean).square().sum(1))
+    floors = warm_start.noise_floors(truth, PLAN.embedding, noise_std=0.5)
+    assert torch.allclose(torch.stack(moved).mean(0), floors, rtol=0.05)
+    assert floors[0] > 8 * floors[1]  # a third of the patients
+
+
+def test_a_fit_stops_at_the_noise_of_its_release_and_without_a_floor_draws_it():
+    plan = tiny_plan(batch="batch = 64", features="features = 200")
+    plan = dataclasses.replace(plan, warm_start=dataclasses.replace(plan.warm_start, steps=150, learning_rate=5e-3))
+    vectors = vectors_of(cohort([50, 50]), plan).sum(0)
+    release = vectors + 2 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(5))
+    floors = warm_start.noise_floors(release, plan.embedding, noise_std=2.0)
+    labels, z = torch.arange(400) % 2, torch.randn(400, plan.model.latent, generator=torch.Generator().manual_seed(1))
+    distance = {}
+    for noise_std in (2.0, 0.0):
+        torch.manual_seed(0)
+        generator = build_generator(plan.networks)
+        warm_start.fit_generator(
+            generator, release, plan.embedding, plan.warm_start, latent=plan.model.latent, noise_std=noise_std
+        )
+        with torch.no_grad():
+            images = generator.eval()(z, labels)
+        distance[noise_std] = float(warm_start.embedding_loss(images, labels, release, plan.embedding))
+    floor = float(floors.mean())
+    assert 0.9 * floor < distance[2.0] < 1.1 * floor
+    assert distance[0.0] < 0.8 * floor
+
+
 def test_every_party_has_the_same_random_features():
     """NumPy's PCG64 stream is part of the plan's meaning; a change would make hospitals and server disagree."""
     first = warm_start._frequencies(PLAN.embedding)
