@@ -18,6 +18,7 @@ from ghostnet.privacy.layers import row_independent
 from ghostnet.privacy.penalised import InputPenalty
 
 INITIAL_STD = 0.02  # of every convolution's weights, from the paper
+BACKGROUND = -2.0  # what the last layer starts a mask at, before tanh or sigmoid
 LEAKY_SLOPE = 0.2
 GROUP_CHANNELS = 16  # channels that one GroupNorm group spans
 
@@ -26,11 +27,13 @@ class Generator(nn.Module):
     """Draws images from noise and a label.
 
     Every hidden layer is a transposed convolution without bias, BatchNorm and ReLU. BatchNorm is harmless here: the
-    generator never sees a real image.
+    generator never sees a real image. With masks the last layer has a bias that starts them as background: without one
+    they are half-way where every unit is off, which no gradient leaves, and lesions stay without a mask.
 
     Args:
         size: pixels a side, 28, 32, 64 or 128.
         planes: channels drawn, image channels and then mask channels.
+        mask_planes: how many of them are masks.
         labels: number of classes.
         latent: length of the noise vector.
         width: channels of the hidden layer nearest to the image.
@@ -38,7 +41,15 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, *, size: int, planes: int, labels: int, latent: int, width: int, pixel_range: PixelRange
+        self,
+        *,
+        size: int,
+        planes: int,
+        labels: int,
+        latent: int,
+        width: int,
+        pixel_range: PixelRange,
+        mask_planes: int = 0,
     ) -> None:
         super().__init__()
         self.latent, self.labels = latent, labels
@@ -55,10 +66,13 @@ class Generator(nn.Module):
             layers += [nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1, bias=False)]
             layers += _generator_norm(channels // 2)
             channels //= 2
-        layers += [nn.ConvTranspose2d(channels, planes, 4, stride=2, padding=1, bias=False)]
-        layers += [nn.Tanh() if pixel_range == "[-1,1]" else nn.Sigmoid()]
+        last = nn.ConvTranspose2d(channels, planes, 4, stride=2, padding=1, bias=mask_planes > 0)
+        layers += [last, nn.Tanh() if pixel_range == "[-1,1]" else nn.Sigmoid()]
         self.net = nn.Sequential(*layers)
         self.apply(_initialise)
+        if last.bias is not None:
+            with torch.no_grad():
+                last.bias.copy_(torch.tensor([0.0] * (planes - mask_planes) + [BACKGROUND] * mask_planes))
 
     def forward(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Draws one image for each row.
@@ -142,6 +156,7 @@ def build_generator(sizes: NetworkSizes) -> Generator:
     return Generator(
         size=sizes.size,
         planes=sizes.planes,
+        mask_planes=sizes.mask_planes,
         labels=sizes.labels,
         latent=sizes.latent,
         width=sizes.generator_width,

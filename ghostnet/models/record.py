@@ -29,6 +29,7 @@ class NetworkSizes:
         architecture: key of the registry.
         size: pixels a side.
         planes: channels of an image, image channels and then mask channels.
+        mask_planes: how many of them are masks.
         labels: number of classes.
         latent: length of the generator's noise vector.
         generator_width: channels of the generator's widest-resolution hidden layer.
@@ -48,6 +49,7 @@ class NetworkSizes:
     discriminator_width: int
     norm: Norm
     pixel_range: PixelRange
+    mask_planes: int = 0
     truncation: float = 1.0
     seed: int = 0
 

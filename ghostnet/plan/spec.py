@@ -338,6 +338,7 @@ def network_sizes(image: ImageSpec, model: ModelSpec, *, seed: int = 0) -> Netwo
         architecture=model.architecture,
         size=image.size,
         planes=image.channels + image.mask_channels,
+        mask_planes=image.mask_channels,
         labels=len(image.labels),
         latent=model.latent,
         generator_width=model.generator_width,

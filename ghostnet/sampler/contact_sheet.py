@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 2  # pixels between two samples
 CAPTION_HEIGHT = 22
 MARGIN = 10
+OUTLINE = (235, 64, 52)  # of a mask, on the image that it belongs to
 
 
 def png_bytes(picture: np.ndarray) -> bytes:
@@ -26,6 +27,15 @@ def strip(images: np.ndarray, *, scale: int = 1) -> np.ndarray:
     gap = np.full((tiles[0].shape[0], GAP * scale, *tiles[0].shape[2:]), 255, np.uint8)
     parts = [part for tile in tiles for part in (tile, gap)][:-1]
     return np.concatenate(parts, axis=1)
+
+
+def outlined(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Each image in colour with the border of its mask: uint8 (n,h,w[,3]), uint8 0/1 (n,h,w) -> uint8 (n,h,w,3)."""
+    coloured = np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else images.copy()
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+    inner = np.minimum.reduce([padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]])
+    coloured[masks > inner] = OUTLINE
+    return coloured
 
 
 def labelled_grid(samples: Mapping[str, np.ndarray], *, scale: int = 2) -> bytes:

@@ -12,7 +12,7 @@ from ghostnet.errors import DataError
 from ghostnet.exchange import arrays as weights
 from ghostnet.models import build_generator
 from ghostnet.plan import Plan
-from ghostnet.sampler.contact_sheet import labelled_grid
+from ghostnet.sampler.contact_sheet import labelled_grid, outlined
 from ghostnet.sampler.folder import (
     SAMPLES_FILE,
     TRANSCRIPT_FILE,
@@ -22,7 +22,7 @@ from ghostnet.sampler.folder import (
     texts,
 )
 from ghostnet.sampler.pixels import to_uint8
-from ghostnet.sampler.sampler import Sampler
+from ghostnet.sampler.sampler import Sampler, Samples
 
 
 def write_sampler(
@@ -78,6 +78,13 @@ def write_sampler(
 
 
 def picture_samples(sampler: Sampler, *, per_label: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    """A few samples of each class for people to look at: label -> uint8 (n,h,w) or (n,h,w,3)."""
-    image_range = sampler.config.image.range
-    return {label: to_uint8(sampler.sample(per_label, label, seed), image_range) for label in sampler.labels}
+    """A few samples of each class for people to look at: label -> uint8 (n,h,w) or (n,h,w,3).
+
+    Where the plan has masks, the first is outlined on its image, in colour.
+    """
+    return {label: _picture(sampler.draw(per_label, label, seed), sampler) for label in sampler.labels}
+
+
+def _picture(drawn: Samples, sampler: Sampler) -> np.ndarray:
+    images = to_uint8(drawn.images, sampler.config.image.range)
+    return images if drawn.masks is None else outlined(images, drawn.masks[:, 0].numpy())

@@ -153,3 +153,15 @@ def test_an_outline_does_not_import_torchs_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
+
+
+def test_masks_of_a_fresh_generator_are_background_and_a_bias_keeps_them_alive() -> None:
+    torch.manual_seed(0)
+    masked = Generator(size=28, planes=2, mask_planes=1, labels=2, latent=6, width=4, pixel_range="[-1,1]")
+    drawn = masked(torch.randn(16, 6), torch.arange(16) % 2)
+    assert drawn[:, 1].max() < -0.8
+    assert drawn[:, 0].mean().abs() < 0.1
+    off = masked.net[-1](masked.net[-2](torch.zeros(1, 4, 14, 14)))  # where every unit is off
+    assert off[0, 1].max() < -0.9
+    without = Generator(size=28, planes=1, labels=2, latent=6, width=4, pixel_range="[-1,1]")
+    assert not any(name.endswith("bias") for name, _ in without.net[-2].named_parameters())  # the source's network

@@ -166,8 +166,9 @@ def test_a_count_or_seed_that_is_no_whole_number_is_refused(folder: Path, n: obj
 def test_images_lie_in_the_plans_range_and_masks_are_binary(tmp_path: Path) -> None:
     for pixel_range, low in (("[-1,1]", -1.0), ("[0,1]", 0.0)):
         plan = make_plan(range=pixel_range, mask_channels=2, channels=3)
-        target = tmp_path / f"from{low:g}"
-        write_sampler(target, build_generator(plan.networks), plan)
+        target, generator = tmp_path / f"from{low:g}", build_generator(plan.networks)
+        torch.nn.init.zeros_(generator.net[-2].bias)  # masks of a fresh generator are empty
+        write_sampler(target, generator, plan)
         images, masks = Sampler.load(target).sample_with_masks(6)
         assert images.shape == (6, 3, 28, 28)
         assert masks.shape == (6, 2, 28, 28)
