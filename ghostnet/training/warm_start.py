@@ -163,20 +163,28 @@ def released_mean(
 
 
 def release_noise_std(warm: WarmStartSpec, *, hospitals: int, patients: int) -> float:
-    """Standard deviation of the noise of one number of `released_mean` over that many hospitals. All of it is public."""
+    """Standard deviation of the noise of one number of `released_mean` over that many hospitals; public."""
     return warm.noise_multiplier / (math.sqrt(hospitals) * patients)
 
 
 def noise_floors(released_mean: torch.Tensor, embedding: Embedding, *, noise_std: float) -> torch.Tensor:
-    """Squared distance of each class's released mean from the true one, as the noise makes it: (labels,) float.
+    """Squared distance of each class's released mean from the true one, as the noise makes it, by parts.
 
     Args:
         released_mean: see `class_means`.
         embedding: of the release.
         noise_std: of one of its numbers (`release_noise_std`).
+
+    Returns:
+        (parts, labels): of the features, and of the mean of each plane of the images.
     """
     mass = class_masses(released_mean.reshape(embedding.labels, -1))  # (labels,)
-    return (embedding.width - 1) * (noise_std / mass).square()
+    return torch.tensor(_parts(embedding)).to(mass)[:, None] * (noise_std / mass).square()
+
+
+def _parts(embedding: Embedding) -> list[int]:
+    """How many numbers of a class's mean are features, and pixels of each plane."""
+    return [embedding.features] + [embedding.feature_size**2] * embedding.planes
 
 
 def shrink_classes(released_mean: torch.Tensor, embedding: Embedding, *, noise_std: float) -> torch.Tensor:
@@ -244,13 +252,18 @@ def embedding_loss(
         labels: int64 (b,).
         released_mean: see `class_means`.
         embedding: of the release.
-        floors: (labels,) below which a class is not drawn closer (`noise_floors`); None for none.
+        floors: (parts, labels) below which a class is not drawn closer (`noise_floors`); None for none.
 
     Returns:
         Scalar. Reads only public and released values.
     """
     vectors = embed_images(images, embedding)[:, :-1]  # (b, width - 1)
-    return class_distance(vectors, labels, class_means(released_mean, embedding).means.to(vectors), floors)
+    means = class_means(released_mean, embedding).means.to(vectors)
+    if floors is None:
+        return class_distance(vectors, labels, means)
+    parts = _parts(embedding)
+    distances = zip(vectors.split(parts, dim=1), means.split(parts, dim=1), floors, strict=True)
+    return torch.stack([class_distance(drawn, labels, mean, floor) for drawn, mean, floor in distances]).sum()
 
 
 def high_frequency_residual(images: torch.Tensor, feature_size: int) -> torch.Tensor:

@@ -191,10 +191,11 @@ def test_a_floor_is_how_far_the_noise_moves_a_release():
         noised = truth + 0.5 * torch.randn(truth.shape, generator=generator)
         # Masses without noise: the floor is about the features.
         noised.reshape(2, -1)[:, -1] = truth.reshape(2, -1)[:, -1]
-        moved.append((warm_start.class_means(noised, PLAN.embedding).means - clean).square().sum(1))
+        apart = (warm_start.class_means(noised, PLAN.embedding).means - clean).square()  # (labels, width - 1)
+        moved.append(torch.stack([part.sum(1) for part in apart.split([PLAN.embedding.features, 14**2], dim=1)]))
     floors = warm_start.noise_floors(truth, PLAN.embedding, noise_std=0.5)
     assert torch.allclose(torch.stack(moved).mean(0), floors, rtol=0.05)
-    assert floors[0] > 8 * floors[1]  # a third of the patients
+    assert (floors[:, 0] > 8 * floors[:, 1]).all()  # a third of the patients
 
 
 def test_a_fit_stops_at_the_noise_of_its_release_and_without_a_floor_draws_it():
@@ -214,7 +215,7 @@ def test_a_fit_stops_at_the_noise_of_its_release_and_without_a_floor_draws_it():
         with torch.no_grad():
             images = generator.eval()(z, labels)
         distance[noise_std] = float(warm_start.embedding_loss(images, labels, release, plan.embedding))
-    floor = float(floors.mean())
+    floor = float(floors.sum(0).mean())
     assert 0.9 * floor < distance[2.0] < 1.1 * floor
     assert distance[0.0] < 0.8 * floor
 
