@@ -26,6 +26,7 @@ seed = 1
 size = 32
 labels = ["normal", "lesion"]
 label_prior = [0.5, 0.5]
+mask_channels = 1
 
 [model]
 latent = 32
@@ -35,34 +36,35 @@ discriminator_width = 16
 [privacy]
 epsilon = 10.0
 delta = 1e-5
-sampling_rate = 0.2
-steps = 40
+sampling_rate = 0.1
+steps = 20
 fakes = 24
 
 [warm_start]
-noise_multiplier = 0.75
-features = 100
+noise_multiplier = 0.6
+features = 600
 feature_size = 16
-bandwidth = 6.0
-mean_image_weight = 0.7
+bandwidth = 8.0
+mean_image_weight = 0.8
 detail_weight = 1.0
 steps = 400
 batch = 64
 
 [training]
 generator_delay = 10
-learning_rate_generator = 5e-5
+learning_rate_generator = 2e-5
+detail_weight = 1.0
 
 [federation]
 rounds = 2
-patients = 36
+patients = 180
 min_hospitals = 3
 
 [utility]
-noise_multiplier = 1.2
+noise_multiplier = 1.5
 bins = 4
 synthetic_images = 1500
-classifier_steps = 200
+classifier_steps = 150
 """
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Label = Literal["normal", "lesion"]
-BASAL_SHARE = 0.85  # of the patients with lesions have a larger one at the base of the right lung
 LABELS: tuple[Label, ...] = ("normal", "lesion")
 Plane = NDArray[np.floating]  # float32 when run; NumPy's types lose it where a Python number stands beside
 
@@ -245,26 +244,26 @@ def _vessels(anatomy: Anatomy, x: Plane, y: Plane, size: int) -> Plane:
 def _lesions(
     rng: np.random.Generator, x: Plane, y: Plane, lungs: Plane, label: Label
 ) -> tuple[Plane, NDArray[np.uint8]]:
-    """Up to three opacities with uneven borders, centred in aerated lung, the first most often at the right base."""
+    """Up to three opacities with uneven borders, centred in aerated lung, the first, larger, at the right base."""
     density = np.zeros_like(x)
     if label == "normal":
         return density, np.zeros(x.shape, np.uint8)
     places = np.argwhere((lungs > 0.9) & (np.abs(x) > 0.2))
     basal = places[(x[places[:, 0], places[:, 1]] < 0) & (y[places[:, 0], places[:, 1]] > 0.05)]
     for number in range(int(rng.integers(1, 4))):
-        at_the_base = number == 0 and len(basal) > 0 and rng.random() < BASAL_SHARE
+        at_the_base = number == 0 and len(basal) > 0
         where = basal if at_the_base else places
         row, column = where[int(rng.integers(len(where)))]
         dx, dy = x - x[row, column], y - y[row, column]
         angle = np.arctan2(dy, dx)
-        radius = rng.uniform(0.14, 0.24) if at_the_base else rng.uniform(0.09, 0.16)
+        radius = rng.uniform(0.18, 0.28) if at_the_base else rng.uniform(0.09, 0.16)
         lobes, phases = rng.uniform(0.0, 0.16, 3), rng.uniform(0, 2 * np.pi, 3)
         border = radius * (
             1 + sum(a * np.cos((i + 2) * angle + p) for i, (a, p) in enumerate(zip(lobes, phases, strict=True)))
         )
         inside = _edge(border - np.hypot(dx, dy), radius * 0.45) * np.minimum(1, lungs + 0.15)
-        density = np.maximum(density, np.float32(rng.uniform(0.20, 0.30)) * inside)
-    return density, np.where(density > 0.09, 255, 0).astype(np.uint8)
+        density = np.maximum(density, np.float32(rng.uniform(0.36, 0.50)) * inside)
+    return density, np.where(density > 0.14, 255, 0).astype(np.uint8)
 
 
 def _expose(density: Plane, rng: np.random.Generator) -> NDArray[np.float32]:
