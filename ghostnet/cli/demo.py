@@ -57,7 +57,7 @@ detail_weight = 1.0
 
 [federation]
 rounds = 2
-patients = 180
+patients = 135
 min_hospitals = 3
 
 [utility]
