@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ghostnet.accounting.plan_cost import resolve
-from ghostnet.cli.console import errors, notice, progress_bars
+from ghostnet.cli.console import errors, notice, progress_bars, results
 from ghostnet.cli.device import Device
-from ghostnet.cli.simulate import tell
+from ghostnet.cli.simulate import check_out, tell
 from ghostnet.plan import load_plan
 from ghostnet.simulation.demo_hospitals import write_hospitals
 from ghostnet.simulation.run import Engine, run
@@ -80,10 +81,12 @@ def demo(
     Writes DICOM folders of procedural chest phantoms (with planted names and burned-in text), then runs intake,
     de-identification, training under DP, federation and publication on them: the same path as `ghostnet simulate`.
     """
+    check_out(out, resume=resume)
     check_free(out, resume=resume)
     find_device(device)
     with progress_bars() as progress:
-        sites = sorted((out / "sites").glob("*/site.toml")) or write_hospitals(out, device=device, progress=progress)
+        written = sorted((out / "sites").glob("*/site.toml"))  # by the run that is taken up
+        sites = written or write_hospitals(out, device=device, progress=progress)
         plan_file = out / "sites" / "plan.toml"
         plan_file.write_text(DEMO_PLAN)
         run(
@@ -100,6 +103,18 @@ def demo(
             notice,
             device=device,
         )
+    _tell_blanked(sites)
     tell(out, as_json=False)
     known = " ".join(f'--key "$(ghostnet site key {site})"' for site in sites)  # each hospital prints its own
     errors.print(f"check the certificate: ghostnet verify {out / 'sampler'} {known}", soft_wrap=True)
+
+
+def _tell_blanked(sites: list[Path]) -> None:
+    """How many images the demo wrote names into, and in how many text was found and blanked."""
+    planted = [len(json.loads((site.parent / "planted.json").read_text())["burned_in"]) for site in sites]
+    intake = [json.loads((site.parent / "intake.json").read_text()) for site in sites]
+    blanked, held = (sum(read[key] for read in intake) for key in ("blanked_images", "held"))
+    results.print(
+        f"names planted in the pixels of {sum(planted)} images; text was found and blanked in {blanked} images, "
+        f"{held} more are held until a person has looked"
+    )
