@@ -6,7 +6,7 @@ import json
 
 from ghostnet.accounting.strength import epsilon_text, strength
 from ghostnet.evidence.statement import not_covered
-from ghostnet.plan import Plan
+from ghostnet.plan import Plan, WarmStartSpec
 from ghostnet.plan.unit import unit_line
 
 _CARD = """\
@@ -79,16 +79,15 @@ def model_card(plan: Plan, label_prior: tuple[float, ...], weights_sha256: str) 
         epsilon=epsilon_text(plan.privacy.epsilon),
         strength=strength(plan.privacy.epsilon),
         quoted=json.dumps(_cell(plan.name)),
-        trained=_trained(plan),
+        trained=_trained(plan.warm_start, steps=plan.privacy.steps),
         delta=plan.privacy.delta,
         unit=unit_line(plan.privacy.unit),
         not_covered="\n".join(f"- {line}" for line in not_covered(plan)),
     )
 
 
-def _trained(plan: Plan) -> str:
+def _trained(warm: WarmStartSpec, *, steps: int) -> str:
     """What the images come from, and how coarse it was."""
-    warm, steps = plan.warm_start, plan.privacy.steps
     parts = [f"one noised sum of images of {warm.feature_size} pixels a side"] if warm.noise_multiplier else []
     parts += [f"{steps} noised discriminator steps"] if steps else []
     return f"They come from {' and '.join(parts)} at each hospital." if parts else ""
