@@ -58,7 +58,7 @@ detail_weight = 1.0
 
 [federation]
 rounds = 2
-patients = 135
+patients = 116
 min_hospitals = 3
 
 [utility]

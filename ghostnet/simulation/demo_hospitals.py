@@ -85,7 +85,7 @@ def write_hospitals(
     folder: Path,
     *,
     hospitals: int = 3,
-    patients: Sequence[int] = (190, 180, 170),
+    patients: Sequence[int] = (160, 155, 150),
     seed: int = 0,
     device: str = AUTO,
     progress: Progress = silent,
