@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
@@ -226,11 +228,23 @@ def _real_grounds() -> Iterator[tuple[str, Floats]]:
     for name in WITHOUT_TEXT:
         path = get_testdata_file(name, download=False)
         if path:
-            pixels = read_dicom(Path(path), file_bytes=limits.file_bytes, pixels=limits.pixels).frames[0].pixels
+            pixels = _without_spacing(Path(path), limits)
             low, high = np.percentile(pixels, (0.5, 99.5))
             scaled = ((pixels - low) / (high - low)).clip(0, 1).astype(np.float32)
             most = 768 / max(scaled.shape)  # a larger ground only takes longer
             yield name, cv2.resize(scaled, None, fx=min(1, most), fy=min(1, most), interpolation=cv2.INTER_AREA)
+
+
+def _without_spacing(path: Path, limits: Limits) -> Floats:
+    """The pixels; some of these files give 0 as their spacing, which intake refuses and this has no use for."""
+    data = pydicom.dcmread(path)
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        if name in data:
+            delattr(data, name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.dcm"
+        data.save_as(copy)
+        return read_dicom(copy, file_bytes=limits.file_bytes, pixels=limits.pixels).frames[0].pixels
 
 
 def _draw(ground: Floats, rng: np.random.Generator) -> tuple[Floats, tuple[Text, ...]]:

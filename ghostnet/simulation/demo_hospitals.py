@@ -27,6 +27,7 @@ from pydicom.uid import (
 )
 
 from client.site_toml import write_site
+from ghostnet.durable import new_folder
 from ghostnet.errors import DataError
 from ghostnet.progress import Progress, silent
 from ghostnet.training.device import AUTO
@@ -107,7 +108,8 @@ def write_hospitals(
         The hospitals' site.toml files.
 
     Raises:
-        DataError: a hospital or patient number out of range, or a hospital that is already there.
+        DataError: a hospital or patient number out of range.
+        RunFolderError: folder/sites holds something already, or cannot be written.
     """
     if not 1 <= hospitals <= len(SCANNERS) or len(patients) < hospitals or min(patients[:hospitals]) < 1:
         raise DataError(
@@ -115,21 +117,19 @@ def write_hospitals(
             "and at least one patient for each"
         )
     plans = [_draw_hospital(np.random.default_rng([seed, i]), patients[i]) for i in range(hospitals)]
-    total, done, written = sum(sum(len(p.labels) for p in plan) for plan in plans), 0, []
-    for index, scanner in enumerate(SCANNERS[:hospitals]):
-        site = folder / "sites" / scanner.hospital
-        if (site / "site.toml").exists():
-            raise DataError(f"{site} already holds a hospital; give a new folder")
-        rng = np.random.default_rng([seed, index, 1])
-        records = []
-        for patient in plans[index]:
-            records += _write_patient(site, scanner, patient, rng)
-            done += len(patient.labels)
-            progress("phantoms", done, total)
-        _truncate(site, records[0]["image"])
-        _write_tables(site, scanner, plans[index], records, device)
-        written.append(site / "site.toml")
-    return written
+    total, done = sum(sum(len(p.labels) for p in plan) for plan in plans), 0
+    with new_folder(folder / "sites") as sites:
+        for index, scanner in enumerate(SCANNERS[:hospitals]):
+            site = sites / scanner.hospital
+            rng = np.random.default_rng([seed, index, 1])
+            records = []
+            for patient in plans[index]:
+                records += _write_patient(site, scanner, patient, rng)
+                done += len(patient.labels)
+                progress("phantoms", done, total)
+            _truncate(site, records[0]["image"])
+            _write_tables(site, scanner, plans[index], records, device)
+    return [folder / "sites" / scanner.hospital / "site.toml" for scanner in SCANNERS[:hospitals]]
 
 
 def planted_values(folder: Path) -> list[str]:

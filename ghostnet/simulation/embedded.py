@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -192,10 +193,12 @@ def _serve(connection: Connection, sites: dict[int, Path], threads: int) -> None
 
     torch.set_num_threads(threads)
 
-    names = {node_id: load_site(site).name for node_id, site in sites.items()}
+    @cache
+    def name_of(site: Path) -> str:
+        return load_site(site).name  # its first progress comes when it could be read
 
     def tell(phase: str, done: int, total: int) -> None:
-        phase = f"{names[TaskIdentity.node_id]}: {phase}"
+        phase = f"{name_of(sites[TaskIdentity.node_id])}: {phase}"
         connection.send_bytes(_PROGRESS + json.dumps([phase, done, total]).encode())
 
     app = build_app(progress=tell, keep_ledger_open=True)  # a hospital lives in one worker for the whole run

@@ -6,7 +6,6 @@ alone.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from client.intake.readers.npz import has_patients, read_columns
 from client.site_toml import write_site
 from ghostnet.accounting.plan_cost import claim
+from ghostnet.durable import new_folder
 from ghostnet.errors import DataError
 from ghostnet.plan import Plan, Unit
 from ghostnet.plan.unit import protects
@@ -39,6 +39,7 @@ def write_sites(
 
     Raises:
         DataError: the file or the partition cannot be used.
+        RunFolderError: the folder holds something already, or cannot be written.
     """
     if resume and folder.exists():
         return sorted(folder.glob("*/site.toml"))
@@ -47,15 +48,13 @@ def write_sites(
     shares = _shares(columns, sites, partition, plan.federation.hospitals_per_patient, np.random.default_rng(plan.seed))
     about = f"Written by `ghostnet simulate --data`: one simulated hospital.\nIts limits are {protects(unit)}."
     limits = _limits(plan) | {"compute.device": device}
-    partial = folder.with_name(folder.name + ".tmp")  # the folder appears whole or not at all
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, rows in shares.items():
-        site = partial / name
-        site.mkdir(parents=True, mode=0o700)
-        kept = {key: values[rows] for key, values in columns.items() if key != "patient" or unit == "patient"}
-        np.savez(site / "data.npz", **kept)
-        write_site(site / "site.toml", limits | {"name": name}, about=about)
-    partial.replace(folder)
+    with new_folder(folder) as partial:
+        for name, rows in shares.items():
+            site = partial / name
+            site.mkdir(mode=0o700)
+            kept = {key: values[rows] for key, values in columns.items() if key != "patient" or unit == "patient"}
+            np.savez(site / "data.npz", **kept)
+            write_site(site / "site.toml", limits | {"name": name}, about=about)
     return sorted(folder.glob("*/site.toml"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydicom.uid import RLELossless
 
 from client.config import load_site
-from ghostnet.errors import DataError
+from ghostnet.errors import DataError, RunFolderError
 from ghostnet.simulation.demo_hospitals import planted_values, write_hospitals
 
 
@@ -92,8 +92,18 @@ def test_the_same_seed_writes_the_same_pixels(folder: Path, tmp_path: Path):
 
 
 def test_an_existing_hospital_is_not_overwritten(folder: Path):
-    with pytest.raises(DataError, match="already"):
+    with pytest.raises(RunFolderError, match="sites"):
         write_hospitals(folder, hospitals=1, patients=(1,))
+
+
+def test_hospitals_that_were_not_written_to_their_end_are_not_there(tmp_path: Path):
+    def stopped(_phase: str, done: int, _total: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_hospitals(tmp_path, patients=(3, 3, 3), progress=stopped)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("hospitals", "patients"), [(0, (5,)), (4, (5, 5, 5, 5)), (2, (5,)), (1, (0,))])

@@ -71,8 +71,8 @@ def test_a_patient_is_read_of_any_file_with_a_header(tmp_path: Path) -> None:
 def test_the_precision_of_a_stream_is_read_behind_other_segments(precision: int, marker: int) -> None:
     comment = b"\xff\xfe\x00\x06abcd"
     frame = bytes([0xFF, marker, 0, 11, precision, 0, 16, 0, 16, 1])
-    assert stated_precision(b"\xff\xd8" + comment + frame) == precision
-    assert stated_precision(b"\xff\xd8" + comment) is None
+    assert stated_precision(b"\xff\xd8" + comment + frame, "JPEG extended") == precision
+    assert stated_precision(b"\xff\xd8" + comment, "JPEG extended") is None
 
 
 def test_a_jpeg_of_12_bits_is_decoded_or_lacks_its_decoder_and_is_not_called_broken() -> None:
